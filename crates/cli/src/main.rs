@@ -1,0 +1,2 @@
+//! See Cargo.toml for what this program is for.
+fn main() {}

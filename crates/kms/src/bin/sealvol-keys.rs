@@ -1,0 +1,2 @@
+//! The key child.
+fn main() {}
