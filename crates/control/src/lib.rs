@@ -1,1 +1,7 @@
-//! See Cargo.toml for what this crate is for.
+//! Messages of the control API and of the key child, and their clients. See each module.
+
+pub mod api;
+pub mod client;
+pub mod key_ref;
+pub mod keychild;
+pub mod size;
