@@ -1,0 +1,325 @@
+//! What the daemon and the key child say to each other: one [`Batch`] in, one [`Reply`] out.
+//!
+//! No message holds a plaintext key, a passphrase or a credential: keys travel on the key socket,
+//! secrets of the provider by file descriptor or by a file that the child opens itself. So messages
+//! may be printed and logged.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use base64ct::{Base64, Encoding};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::KeyFailure;
+
+/// Version of these messages. Daemon and child come from one build; another number is refused.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Most calls in a batch. The keys of a whole batch must fit the buffer of the key socket (212,992
+/// bytes by default, of which each key takes less than 1 KiB), for the daemon reads them only after
+/// the reply.
+pub const CALLS_MAX: usize = 64;
+
+/// Most bytes of a wrapped key: the size of an AWS KMS ciphertext blob, and of the superblock field.
+pub const WRAPPED_MAX: usize = 6144;
+
+/// Work for one child: calls to one provider under one right.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batch {
+    /// What the caller of the control API may do; the child refuses calls beyond it.
+    pub right: Right,
+    /// The one provider that is used.
+    pub provider: Provider,
+    /// Refuse to hold keys in `mlock` memory where `memfd_secret` is missing.
+    #[serde(default)]
+    pub require_secretmem: bool,
+    /// At most [`CALLS_MAX`], carried out in order; each succeeds or fails by itself.
+    pub calls: Vec<Call>,
+}
+
+/// The three rights of the control API, as the key child enforces them.
+///
+/// | call | `Create` | `Attach` | `Administer` |
+/// |---|---|---|---|
+/// | `Generate` | yes | no | no |
+/// | `Unwrap` | no | yes | no |
+/// | `Rewrap` | yes | no | yes |
+/// | `CreateKey` | no | no | yes |
+/// | `Describe`, `ListKeys` | yes | yes | yes |
+///
+/// So whoever creates a volume never sees its key, and whoever attaches one cannot make another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Right {
+    /// Manage keys.
+    Administer,
+    /// Use volumes that exist.
+    Attach,
+    /// Make volumes.
+    Create,
+}
+
+impl Right {
+    /// Whether this right covers `call`.
+    #[must_use]
+    pub fn permits(self, call: &Call) -> bool {
+        match call {
+            Call::CreateKey { .. } => self == Self::Administer,
+            Call::Describe { .. } | Call::ListKeys => true,
+            Call::Generate { .. } => self == Self::Create,
+            Call::Rewrap { .. } => self != Self::Attach,
+            Call::Unwrap { .. } => self == Self::Attach,
+        }
+    }
+}
+
+/// A provider as it is configured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provider {
+    /// The name that key references use for it.
+    pub name: String,
+    /// What it is.
+    pub service: Service,
+}
+
+/// The kinds of key service, each with its configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Service {
+    /// Keys in an SQLite file on this host, sealed by a master key.
+    Local(LocalService),
+}
+
+/// Configuration of the `local` provider. Paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct LocalService {
+    /// The SQLite file. Its directory must be writable by its owner alone.
+    pub database: PathBuf,
+    /// Where the key comes from that seals all others.
+    pub master_key: MasterKey,
+    /// Make what is missing (the database, and a master key in a file) on the first
+    /// [`Call::CreateKey`] under [`Right::Administer`]. Never replaces a master key: where there is
+    /// a database, the master key it was made with is needed.
+    #[serde(default)]
+    pub create: bool,
+}
+
+/// Where the `local` provider's master key comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum MasterKey {
+    /// A systemd credential: 32 bytes in a file below `$CREDENTIALS_DIRECTORY`.
+    Credential {
+        /// The value of `$CREDENTIALS_DIRECTORY` in the daemon; the child's environment is empty.
+        directory: PathBuf,
+        /// The credential's name.
+        name: String,
+    },
+    /// 32 bytes in a regular file of the daemon's own user with mode 0600 or 0400.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Derived by Argon2id (RFC 9106) from a passphrase, which is read from the file descriptor
+    /// that goes with the batch. Salt and costs stand in the database.
+    Passphrase,
+}
+
+/// Pairs that a wrapped key is bound to: not secret, logged, and needed again in full to unwrap.
+pub type Context = BTreeMap<String, String>;
+
+/// One call to a key service. `key` is a key's name or id in the provider's own words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Call {
+    /// Make a key-encryption key. One of that name that exists is a conflict, not a success.
+    CreateKey {
+        /// Its name.
+        name: String,
+    },
+    /// Tell state, versions and age of a key.
+    Describe {
+        /// The key.
+        key: String,
+    },
+    /// Make a volume key and return it wrapped. Its plaintext leaves the child in no form.
+    Generate {
+        /// The key-encryption key.
+        key: String,
+        /// What the wrapped key is bound to.
+        context: Context,
+    },
+    /// Tell all keys.
+    ListKeys,
+    /// Wrap the same volume key under another key, key version or context. Its plaintext leaves
+    /// the child in no form.
+    Rewrap {
+        /// The key it is wrapped under.
+        key: String,
+        /// The wrapped key.
+        #[serde(with = "base64_text")]
+        wrapped: Vec<u8>,
+        /// What it is bound to.
+        old_context: Context,
+        /// The key that is to wrap it.
+        new_key: String,
+        /// What it is to be bound to.
+        new_context: Context,
+    },
+    /// Put the plaintext of a wrapped key on the key socket.
+    Unwrap {
+        /// The key it must be wrapped under; another one is refused even where it would open it.
+        key: String,
+        /// The wrapped key.
+        #[serde(with = "base64_text")]
+        wrapped: Vec<u8>,
+        /// What it must be bound to.
+        context: Context,
+    },
+}
+
+/// The child's answer to a [`Batch`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reply {
+    /// How the child was confined.
+    pub confinement: Confinement,
+    /// One result for each call, in order.
+    pub results: Vec<CallResult>,
+}
+
+/// What became of a call.
+pub type CallResult = Result<Done, KeyFailure>;
+
+/// A call that succeeded, by the name of the call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Done {
+    /// The new key.
+    CreateKey(KeyDescription),
+    /// The key.
+    Describe(KeyDescription),
+    /// The new volume key, wrapped.
+    Generate(Wrapped),
+    /// All keys, by name.
+    ListKeys(Vec<KeyDescription>),
+    /// The same volume key, wrapped anew.
+    Rewrap(Wrapped),
+    /// The plaintext is the next 64 bytes on the key socket.
+    Unwrap {
+        /// Id of the key that opened it.
+        key_id: String,
+        /// Version of that key.
+        key_version: u32,
+    },
+}
+
+impl Done {
+    /// Whether this answers a call of that kind.
+    #[must_use]
+    pub fn answers(&self, call: &Call) -> bool {
+        matches!(
+            (self, call),
+            (Self::CreateKey(_), Call::CreateKey { .. })
+                | (Self::Describe(_), Call::Describe { .. })
+                | (Self::Generate(_), Call::Generate { .. })
+                | (Self::ListKeys(_), Call::ListKeys)
+                | (Self::Rewrap(_), Call::Rewrap { .. })
+                | (Self::Unwrap { .. }, Call::Unwrap { .. })
+        )
+    }
+}
+
+/// A wrapped volume key, and what wrapped it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wrapped {
+    /// Id of the key-encryption key: the resolved name, for names may come to mean another key.
+    pub key_id: String,
+    /// Version of that key.
+    pub key_version: u32,
+    /// Opaque to all but the provider; at most [`WRAPPED_MAX`] bytes.
+    #[serde(with = "base64_text")]
+    pub blob: Vec<u8>,
+}
+
+/// What may be told of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyDescription {
+    /// The provider's own lasting id.
+    pub key_id: String,
+    /// The name.
+    pub name: String,
+    /// Whether it can be used.
+    pub state: KeyState,
+    /// The versions that exist, ascending; the last one wraps.
+    pub versions: Vec<KeyVersion>,
+    /// When the key was made, in seconds since 1970 (UTC).
+    pub created: u64,
+    /// What wraps, for example `AES-256-GCM`.
+    pub algorithm: String,
+}
+
+/// A version of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyVersion {
+    /// Its number, from 1.
+    pub version: u32,
+    /// When it was made, in seconds since 1970 (UTC).
+    pub created: u64,
+}
+
+/// Whether a key can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum KeyState {
+    /// Refuses every use until it is enabled again.
+    Disabled,
+    /// Wraps and unwraps.
+    Enabled,
+}
+
+/// How the child was confined: told by `status` and the audit record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Confinement {
+    /// What the kernel enforces of the file system and network rules.
+    pub landlock: Landlock,
+    /// Where the child held keys: `secretmem` or `mlock`; nothing if it came to hold none.
+    pub protection: Option<String>,
+}
+
+/// How much of the child's landlock rules the kernel enforces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Landlock {
+    /// All.
+    Full,
+    /// Nothing: the kernel has no landlock or it is switched off.
+    None,
+    /// What this kernel knows of them.
+    Partial,
+}
+
+/// Bytes as standard Base64 with padding (RFC 4648, section 4).
+mod base64_text {
+    use super::{Base64, Deserialize, Deserializer, Encoding, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&Base64::encode_string(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        Base64::decode_vec(&text).map_err(|_| serde::de::Error::custom("not Base64"))
+    }
+}
