@@ -1,1 +1,503 @@
-//! To be written.
+//! The control API: HTTP/1.1 with JSON bodies on a Unix socket.
+//!
+//! | method and path                   | body              | answer          | right      |
+//! |-----------------------------------|-------------------|-----------------|------------|
+//! | `GET /v1/status`                  |                   | [`Status`]      | any        |
+//! | `POST /v1/selftest`               |                   | [`SelfTest`]    | administer |
+//! | `GET /v1/volumes`                 |                   | [`VolumeList`]  | any        |
+//! | `POST /v1/volumes`                | [`CreateVolume`]  | [`Volume`]      | create     |
+//! | `GET /v1/volumes/NAME`            |                   | [`Volume`]      | any        |
+//! | `DELETE /v1/volumes/NAME`         | [`DeleteVolume`]  | [`Deleted`]     | administer |
+//! | `POST /v1/volumes/NAME/attach`    | [`AttachVolume`]  | [`Volume`]      | attach     |
+//! | `POST /v1/volumes/NAME/detach`    | [`DetachVolume`]  | [`Volume`]      | attach     |
+//! | `POST /v1/volumes/NAME/resize`    | [`ResizeVolume`]  | [`Volume`]      | administer |
+//! | `GET /v1/volumes/NAME/map`        |                   | [`VolumeMap`]   | administer |
+//! | `GET /v1/keys[?provider=P]`       |                   | [`KeyList`]     | any        |
+//! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
+//! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
+//!
+//! "Any" is one of the three rights, whichever; who has none is refused everything. An empty body
+//! means all defaults where the request allows it. A request with an unknown field is refused.
+//! With curl: `curl --unix-socket /run/sealvol/control.sock http://localhost/v1/status`.
+//!
+//! Every failure is an [`ErrorReply`] under the HTTP status of its [`ErrorKind`].
+//! No message of this API holds key bytes, wrapped or not. Sizes are bytes; times are RFC 3339 in
+//! UTC.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Path of [`Status`].
+pub const STATUS: &str = "/v1/status";
+/// Path of [`SelfTest`].
+pub const SELFTEST: &str = "/v1/selftest";
+/// Path of the volumes; one volume is below it by its name.
+pub const VOLUMES: &str = "/v1/volumes";
+/// Path of the keys; one key is below it by its reference.
+pub const KEYS: &str = "/v1/keys";
+
+/// The socket that is asked when nobody names another.
+pub const DEFAULT_SOCKET: &str = "/run/sealvol/control.sock";
+
+/// The longest request body that is read, in bytes.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// The name of a volume: 1 to 64 of ASCII letters, digits, `.`, `_`, `-`, beginning with a letter
+/// or digit.
+///
+/// `@` and `/` stay free, for snapshots and for paths; the same name is the NBD export name and fits
+/// into a URI without escapes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VolumeName(String);
+
+/// A text that cannot be the name of a volume.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error(
+    "`{0}` cannot be the name of a volume. Use 1 to 64 letters, digits, `.`, `_` or `-`, \
+     beginning with a letter or digit"
+)]
+pub struct BadVolumeName(pub String);
+
+impl VolumeName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for VolumeName {
+    type Error = BadVolumeName;
+
+    fn try_from(text: String) -> Result<Self, BadVolumeName> {
+        let good = (1..=64).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if good {
+            Ok(Self(text))
+        } else {
+            Err(BadVolumeName(text))
+        }
+    }
+}
+
+impl FromStr for VolumeName {
+    type Err = BadVolumeName;
+
+    fn from_str(text: &str) -> Result<Self, BadVolumeName> {
+        Self::try_from(text.to_owned())
+    }
+}
+
+impl From<VolumeName> for String {
+    fn from(name: VolumeName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for VolumeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Ask for a new volume. Its data key is generated wrapped: nobody sees it at creation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateVolume {
+    /// Its name, free until now.
+    pub name: VolumeName,
+    /// Bytes, a multiple of 4096.
+    pub size: u64,
+    /// `PROVIDER:KEY` that wraps its data key; `local:default` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Bytes of one data unit of the cipher: 4096 (if absent) or 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sector_size: Option<u32>,
+    /// Where the ciphertext goes: a directory, or a block device. The state directory if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing: Option<PathBuf>,
+}
+
+/// Ask to attach a volume: unwrap its key and export it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachVolume {
+    /// Refuse writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// User ids that may open the export; the caller and root if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<u32>>,
+    /// Go on after a recorded failed sync, knowing that acknowledged writes may be gone.
+    #[serde(default)]
+    pub accept_loss: bool,
+}
+
+/// Ask to detach a volume: answer what is outstanding, commit, wipe its key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachVolume {
+    /// Close the connections of clients that are still there.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Ask for a larger volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResizeVolume {
+    /// The new size in bytes, a multiple of 4096, not below the present one.
+    pub size: u64,
+}
+
+/// Ask to delete a volume that is not attached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeleteVolume {
+    /// Overwrite the wrapped keys first, so that what remains of the ciphertext on the medium
+    /// cannot be read with the key-encryption key either.
+    #[serde(default)]
+    pub shred: bool,
+}
+
+/// What became of a [`DeleteVolume`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deleted {
+    /// The volume that is gone.
+    pub name: VolumeName,
+    /// Its wrapped keys were overwritten.
+    pub shredded: bool,
+}
+
+/// The states of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VolumeState {
+    /// Complete, its key nowhere in memory.
+    Available,
+    /// Exported.
+    Attached,
+    /// Exported, but a sync failed: writes answer EIO until it is attached anew with the loss
+    /// accepted.
+    Failed,
+    /// Being served when the daemon stopped, and could not be attached again.
+    Error,
+}
+
+impl fmt::Display for VolumeState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Available => "available",
+            Self::Attached => "attached",
+            Self::Failed => "failed",
+            Self::Error => "error",
+        })
+    }
+}
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// UUID; also the value of `sealvol:volume` in its encryption context.
+    pub id: String,
+    /// Its name, and the name of its export.
+    pub name: VolumeName,
+    /// Bytes.
+    pub size: u64,
+    /// Bytes of one data unit of the cipher.
+    pub sector_size: u32,
+    /// See [`VolumeState`].
+    pub state: VolumeState,
+    /// When it was created.
+    pub created: String,
+    /// `PROVIDER:KEY` that wraps its data key, as it was named.
+    pub key: String,
+    /// The key id that the provider resolved it to, and its version.
+    pub key_id: String,
+    /// Version of the key-encryption key.
+    pub key_version: u32,
+    /// Directory or block device that holds the ciphertext.
+    pub backing: PathBuf,
+    /// Present while it is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<Attachment>,
+    /// A recorded failed sync: what was acknowledged may be gone (`attach --accept-loss`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<String>,
+    /// Why it could not be attached again when the daemon started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attach_failure: Option<String>,
+    /// From the top down.
+    pub layers: Vec<Layer>,
+}
+
+/// How a volume is attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// NBD URI of the export.
+    pub uri: String,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// User ids that may open it.
+    pub allow: Vec<u32>,
+    /// User id that attached it.
+    pub attached_by: u32,
+    /// Clients connected now.
+    pub connections: usize,
+    /// How the store is reached.
+    pub access: String,
+}
+
+/// One layer of a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// UUID.
+    pub id: String,
+    /// UUID of its data key.
+    pub data_key: String,
+    /// Highest generation of its superblock that the registry relies on.
+    pub generation: u64,
+}
+
+/// All volumes, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeList {
+    /// Sorted by name.
+    pub volumes: Vec<Volume>,
+}
+
+/// What is stored where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMap {
+    /// Contiguous, ascending, from 0 to the size of the volume.
+    pub runs: Vec<MapRun>,
+}
+
+/// A run of blocks of one state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapRun {
+    /// Bytes from the start of the volume.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+    /// `absent`, `zero` or `data`.
+    pub state: String,
+    /// UUID of the layer that the run comes from; none for `absent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<String>,
+}
+
+/// Ask for a new key-encryption key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateKey {
+    /// `PROVIDER:KEY`, free until now.
+    pub key: String,
+}
+
+/// A key-encryption key, described by its provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// `PROVIDER:KEY`.
+    pub key: String,
+    /// The provider's own identifier.
+    pub key_id: String,
+    /// Its present version.
+    pub version: u32,
+    /// In the provider's words (`enabled`).
+    pub state: String,
+}
+
+/// The keys of one provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyList {
+    /// Sorted by reference.
+    pub keys: Vec<Key>,
+}
+
+/// The known-answer tests of every algorithm in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// All of them passed.
+    pub passed: bool,
+    /// What was tested, in order.
+    pub tests: Vec<String>,
+    /// The one that failed, and how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// `ready`, or `error` when the self-tests failed and nothing is served.
+    pub state: String,
+    /// When it started.
+    pub started: String,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Sockets that NBD clients may connect to, as URIs without an export name.
+    pub listening: Vec<String>,
+    /// The protection of key memory in force (`secretmem`, `mlock`), or why there is none.
+    pub key_memory: KeyMemoryStatus,
+    /// See [`SelfTest`].
+    pub selftest: SelfTest,
+    /// How many volumes there are, by state.
+    pub volumes: BTreeMap<String, usize>,
+    /// What went wrong and waits for the operator.
+    pub failures: Vec<Failure>,
+}
+
+/// Memory that holds keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyMemoryStatus {
+    /// `secretmem`, `mlock`, or `none`.
+    pub protection: String,
+    /// Bytes locked now.
+    pub locked_bytes: usize,
+    /// Keys held now.
+    pub keys: usize,
+    /// Why there is no protection, and what to change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// Something that waits for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What it is about: a volume's name, or a part of the daemon.
+    pub subject: String,
+    /// What happened, and the next step.
+    pub message: String,
+}
+
+/// What kind of failure a request met; each is one HTTP status and one exit code of `sealvol`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// It went wrong although nothing forbade it: a disk, a key service that is away.
+    Failed,
+    /// The request is wrong in itself.
+    Usage,
+    /// Policy, a key service or a tamper check forbids it.
+    Refused,
+    /// The volume or key does not exist.
+    NotFound,
+    /// It cannot be done in the present state: attached, in use, taken.
+    Conflict,
+}
+
+impl ErrorKind {
+    /// The exit code of `sealvol`.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Refused => 3,
+            Self::NotFound => 4,
+            Self::Conflict => 5,
+        }
+    }
+
+    /// The HTTP status code of the reply (RFC 9110).
+    pub fn http_status(self) -> u16 {
+        match self {
+            Self::Failed => 500,
+            Self::Usage => 400,
+            Self::Refused => 403,
+            Self::NotFound => 404,
+            Self::Conflict => 409,
+        }
+    }
+}
+
+/// The body of every reply that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReply {
+    /// The failure.
+    pub error: ApiError,
+}
+
+/// A failure: what, why, and what to do.
+#[derive(Clone, Debug, Error, PartialEq, Eq, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct ApiError {
+    /// See [`ErrorKind`].
+    pub kind: ErrorKind,
+    /// `THING: CAUSE`.
+    pub message: String,
+    /// What the caller can do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_step: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volume_names_fit_into_paths_and_uris() {
+        for good in ["a", "vol-1", "0.data_2", &"x".repeat(64)] {
+            assert!(good.parse::<VolumeName>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".",
+            "..",
+            "-x",
+            "_x",
+            "a/b",
+            "a@b",
+            "a b",
+            "é",
+            "a\0",
+            &"x".repeat(65),
+        ] {
+            assert!(bad.parse::<VolumeName>().is_err(), "{bad}");
+        }
+        let json = serde_json::from_str::<VolumeName>("\"../../etc\"");
+        assert!(json.is_err(), "a bad name does not deserialize");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused() {
+        let typo = serde_json::from_str::<AttachVolume>(r#"{"readonly":true}"#);
+        assert!(typo.is_err());
+        let empty: AttachVolume = serde_json::from_str("{}").expect("all fields have defaults");
+        assert_eq!(empty, AttachVolume::default());
+    }
+
+    #[test]
+    fn exit_codes_are_the_documented_ones() {
+        let codes = [
+            (ErrorKind::Failed, 1, 500),
+            (ErrorKind::Usage, 2, 400),
+            (ErrorKind::Refused, 3, 403),
+            (ErrorKind::NotFound, 4, 404),
+            (ErrorKind::Conflict, 5, 409),
+        ];
+        for (kind, exit, http) in codes {
+            assert_eq!((kind.exit_code(), kind.http_status()), (exit, http));
+        }
+        let error = ApiError {
+            kind: ErrorKind::NotFound,
+            message: "x".into(),
+            next_step: None,
+        };
+        let json = serde_json::to_string(&ErrorReply { error }).expect("plain data");
+        assert_eq!(json, r#"{"error":{"kind":"not-found","message":"x"}}"#);
+    }
+}

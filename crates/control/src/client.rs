@@ -1,1 +1,335 @@
-//! To be written.
+//! The client of the control API.
+//!
+//! One connection per call: calls are rare, and peer credentials are those of the moment.
+//! The client never retries: it cannot know whether a call that got no answer was carried out.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HOST};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::UnixStream;
+
+use crate::api::{self, ApiError, ErrorKind, VolumeName};
+
+/// Why a call brought no answer.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody answers on the socket.
+    #[error("{}: cannot reach the daemon: {source}", path.display())]
+    Connect {
+        /// The control socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The daemon answered that it failed.
+    #[error(transparent)]
+    Refused(#[from] ApiError),
+    /// The connection broke or the answer is not HTTP.
+    #[error("the daemon's answer broke off: {0}")]
+    Http(#[from] hyper::Error),
+    /// The answer is too long or ended early.
+    #[error("the daemon's answer cannot be read: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    /// The answer is not what this version of the API says.
+    #[error("the daemon's answer (HTTP {status}) is not understood: {source}")]
+    Format {
+        /// HTTP status code.
+        status: u16,
+        /// Where it differs.
+        source: serde_json::Error,
+    },
+    /// No answer in time. Whether the call was carried out is not known.
+    #[error("no answer from the daemon within {} s", .0.as_secs())]
+    TimedOut(Duration),
+}
+
+impl ClientError {
+    /// The kind that decides the exit code.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Refused(error) => error.kind,
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                ErrorKind::Refused
+            }
+            _ => ErrorKind::Failed,
+        }
+    }
+
+    /// What the caller can do about it.
+    pub fn next_step(&self) -> Option<String> {
+        match self {
+            Self::Refused(error) => error.next_step.clone(),
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Some("Run as a user of the group that owns the socket".to_owned())
+            }
+            Self::Connect { .. } => Some(
+                "Start sealvold, or name its socket with --control or SEALVOL_CONTROL".to_owned(),
+            ),
+            Self::TimedOut(_) | Self::Http(_) | Self::Body(_) => Some(
+                "Look at the daemon's log; the call may have been carried out all the same"
+                    .to_owned(),
+            ),
+            Self::Format { .. } => {
+                Some("Use the sealvol and sealvold of one release together".to_owned())
+            }
+        }
+    }
+}
+
+/// A client of the control socket at a path.
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+    deadline: Duration,
+}
+
+impl Client {
+    /// A client that asks the daemon at `socket`. Nothing is connected yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Self {
+            socket: socket.into(),
+            deadline: ANSWER_WITHIN,
+        }
+    }
+
+    /// The socket it asks.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// How the daemon is.
+    pub async fn status(&self) -> Result<api::Status, ClientError> {
+        self.get(api::STATUS).await
+    }
+
+    /// Runs the self-tests now.
+    pub async fn selftest(&self) -> Result<api::SelfTest, ClientError> {
+        self.send(Method::POST, api::SELFTEST, &NoFields {}).await
+    }
+
+    /// All volumes, by name.
+    pub async fn volumes(&self) -> Result<api::VolumeList, ClientError> {
+        self.get(api::VOLUMES).await
+    }
+
+    /// One volume.
+    pub async fn volume(&self, name: &VolumeName) -> Result<api::Volume, ClientError> {
+        self.get(&volume_path(name, "")).await
+    }
+
+    /// A new volume.
+    pub async fn create_volume(
+        &self,
+        request: &api::CreateVolume,
+    ) -> Result<api::Volume, ClientError> {
+        self.send(Method::POST, api::VOLUMES, request).await
+    }
+
+    /// Attaches a volume.
+    pub async fn attach_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::AttachVolume,
+    ) -> Result<api::Volume, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/attach"), request)
+            .await
+    }
+
+    /// Detaches a volume.
+    pub async fn detach_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::DetachVolume,
+    ) -> Result<api::Volume, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/detach"), request)
+            .await
+    }
+
+    /// Makes a volume larger.
+    pub async fn resize_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::ResizeVolume,
+    ) -> Result<api::Volume, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/resize"), request)
+            .await
+    }
+
+    /// Deletes a volume.
+    pub async fn delete_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::DeleteVolume,
+    ) -> Result<api::Deleted, ClientError> {
+        self.send(Method::DELETE, &volume_path(name, ""), request)
+            .await
+    }
+
+    /// What of a volume is stored where.
+    pub async fn volume_map(&self, name: &VolumeName) -> Result<api::VolumeMap, ClientError> {
+        self.get(&volume_path(name, "/map")).await
+    }
+
+    /// The keys of a provider, or of all.
+    pub async fn keys(&self, provider: Option<&str>) -> Result<api::KeyList, ClientError> {
+        let query = provider.map(|name| format!("?provider={}", escaped(name)));
+        self.get(&format!("{}{}", api::KEYS, query.unwrap_or_default()))
+            .await
+    }
+
+    /// One key.
+    pub async fn key(&self, key: &str) -> Result<api::Key, ClientError> {
+        self.get(&format!("{}/{}", api::KEYS, escaped(key))).await
+    }
+
+    /// A new key-encryption key.
+    pub async fn create_key(&self, request: &api::CreateKey) -> Result<api::Key, ClientError> {
+        self.send(Method::POST, api::KEYS, request).await
+    }
+
+    async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+        self.within_deadline(Method::GET, path, Bytes::new()).await
+    }
+
+    async fn send<R: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        request: &R,
+    ) -> Result<A, ClientError> {
+        // The messages are plain structs with string keys: serializing them cannot fail.
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        self.within_deadline(method, path, Bytes::from(body)).await
+    }
+
+    async fn within_deadline<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<A, ClientError> {
+        tokio::time::timeout(self.deadline, self.exchange(method, path, body))
+            .await
+            .unwrap_or(Err(ClientError::TimedOut(self.deadline)))
+    }
+
+    async fn exchange<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<A, ClientError> {
+        let stream =
+            UnixStream::connect(&self.socket)
+                .await
+                .map_err(|source| ClientError::Connect {
+                    path: self.socket.clone(),
+                    source,
+                })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|error: hyper::http::uri::InvalidUri| ClientError::Body(Box::new(error)))?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, hyper::header::HeaderValue::from_static("localhost"));
+        headers.insert(
+            CONTENT_TYPE,
+            hyper::header::HeaderValue::from_static("application/json"),
+        );
+
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
+                .collect()
+                .await
+                .map_err(ClientError::Body)?
+                .to_bytes();
+            Ok::<_, ClientError>((status, body))
+        };
+        tokio::pin!(answer);
+        // The connection makes the progress that the answer waits for; its own end is no news.
+        let (status, body) = tokio::select! {
+            answer = &mut answer => answer?,
+            end = connection => match end {
+                Ok(()) => answer.await?,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        let not_understood = |source| ClientError::Format {
+            status: status.as_u16(),
+            source,
+        };
+        if status.is_success() {
+            serde_json::from_slice(&body).map_err(not_understood)
+        } else {
+            let reply: api::ErrorReply = serde_json::from_slice(&body).map_err(not_understood)?;
+            Err(reply.error.into())
+        }
+    }
+}
+
+/// `{}`: the body of a request that has nothing to say.
+#[derive(Serialize)]
+struct NoFields {}
+
+fn volume_path(name: &VolumeName, action: &str) -> String {
+    // A volume name needs no escapes, by its rule.
+    format!("{}/{name}{action}", api::VOLUMES)
+}
+
+/// `text` with all but the unreserved characters of RFC 3986 section 2.3 and `:` percent-encoded.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~:".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+/// An attach may wait for a key service, a detach for the drain of a slow disk.
+const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+
+/// A map of a badly fragmented large volume is the longest answer.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_unreserved_is_percent_encoded() {
+        assert_eq!(escaped("local:default"), "local:default");
+        assert_eq!(escaped("a/b?c d%é"), "a%2Fb%3Fc%20d%25%C3%A9");
+    }
+
+    #[tokio::test]
+    async fn a_missing_daemon_is_named_with_its_socket() {
+        let client = Client::new("/nonexistent/control.sock");
+        let error = client.status().await.expect_err("there is no such socket");
+        assert!(matches!(error, ClientError::Connect { .. }));
+        assert!(error.to_string().contains("/nonexistent/control.sock"));
+        assert_eq!(error.kind(), ErrorKind::Failed);
+        assert!(
+            error
+                .next_step()
+                .is_some_and(|step| step.contains("SEALVOL_CONTROL"))
+        );
+    }
+}
