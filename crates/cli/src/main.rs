@@ -1,2 +1,19 @@
-//! See Cargo.toml for what this program is for.
-fn main() {}
+//! `sealvol`: the command line of sealvol.
+//!
+//! It turns words into calls of the control API and answers into text or JSON. It depends on
+//! `sealvol-control` alone: it cannot hold a key, open a volume, or map an error to anything but the
+//! exit code that the API names.
+
+mod args;
+mod render;
+mod run;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    run::run(args::Cli::parse()).await
+}

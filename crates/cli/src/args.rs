@@ -1,0 +1,210 @@
+//! What may be typed. Names and defaults only: what a word does is in [`crate::run`].
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use sealvol_control::api::{self, VolumeName};
+use sealvol_control::size::Size;
+
+/// Encrypted block volumes: create, attach, detach, and look at them.
+///
+/// Sizes take suffixes: K, M, G, T, P are powers of 1024 (10G = 10GiB), KB, MB, GB, TB, PB powers
+/// of 1000. Exit codes: 0 ok, 1 failed, 2 usage, 3 refused by policy, key service or tamper check,
+/// 4 not found, 5 conflict.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sealvol",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    /// Control socket of the daemon
+    #[arg(long, global = true, env = "SEALVOL_CONTROL", value_name = "SOCKET",
+          default_value = api::DEFAULT_SOCKET)]
+    pub(crate) control: PathBuf,
+    /// Print JSON, errors too
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// Encrypted volumes
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Key-encryption keys
+    #[command(subcommand)]
+    Key(Key),
+    /// Show how the daemon is
+    Status,
+    /// Run the daemon's known-answer tests of every algorithm
+    Selftest,
+    /// Print a shell's completion script
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Create a volume; its data key is generated wrapped, nobody sees it
+    Create(Create),
+    /// List the volumes
+    List,
+    /// Show one volume
+    Show {
+        /// Its name
+        name: VolumeName,
+    },
+    /// Unwrap a volume's key and export it; prints the NBD URI
+    Attach(Attach),
+    /// Commit a volume, close its export and wipe its key
+    Detach {
+        /// Its name
+        name: VolumeName,
+        /// Close the connections of clients that are still there
+        #[arg(long)]
+        force: bool,
+    },
+    /// Make a volume larger, attached or not
+    Resize {
+        /// Its name
+        name: VolumeName,
+        /// The new size, such as 20G; a multiple of 4096 bytes, not below the present one
+        #[arg(long)]
+        size: Size,
+    },
+    /// Delete a volume that is not attached
+    Delete {
+        /// Its name
+        name: VolumeName,
+        /// Overwrite its wrapped keys first
+        #[arg(long)]
+        shred: bool,
+    },
+    /// Show the runs of absent, zero and data blocks, and the layer each comes from
+    Map {
+        /// Its name; it must be attached
+        name: VolumeName,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Its name: 1 to 64 letters, digits, `.`, `_`, `-`
+    pub(crate) name: VolumeName,
+    /// Such as 10G; a multiple of 4096 bytes
+    #[arg(long)]
+    pub(crate) size: Size,
+    /// The key that wraps its data key, as PROVIDER:KEY [default: local:default]
+    #[arg(long, value_name = "KEYREF")]
+    pub(crate) key: Option<String>,
+    /// Bytes of a data unit of the cipher: 4096 or 512
+    #[arg(long, default_value = "4096", value_name = "BYTES",
+          value_parser = PossibleValuesParser::new(["512", "4096"])
+              .map(|text| if text == "512" { 512_u32 } else { 4096 }))]
+    pub(crate) sector_size: u32,
+    /// Where the ciphertext goes: a directory, or a block device [default: the state directory]
+    #[arg(long, value_name = "STORE")]
+    pub(crate) backing: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Attach {
+    /// Its name
+    pub(crate) name: VolumeName,
+    /// Refuse writes
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// User ids that may open the export [default: yours, and root]
+    #[arg(long, value_name = "UID,...", value_delimiter = ',')]
+    pub(crate) allow: Option<Vec<u32>>,
+    /// Go on after a failed sync: acknowledged writes may be gone
+    #[arg(long)]
+    pub(crate) accept_loss: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Create a key-encryption key
+    Create {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// List the keys of the configured providers
+    List {
+        /// Only those of this provider
+        #[arg(long)]
+        provider: Option<String>,
+    },
+    /// Show one key
+    Show {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn global_options_stand_anywhere() {
+        for line in [
+            "sealvol --json --control /x volume list",
+            "sealvol volume list --json --control /x",
+        ] {
+            let cli = parse(line).expect(line);
+            assert!(cli.json);
+            assert_eq!(cli.control, PathBuf::from("/x"));
+        }
+    }
+
+    #[test]
+    fn create_reads_sizes_and_sector_sizes() {
+        let cli = parse("sealvol volume create v --size 10G --sector-size 512").expect("valid");
+        let Noun::Volume(Volume::Create(create)) = cli.noun else {
+            panic!("another command")
+        };
+        assert_eq!((create.size.bytes(), create.sector_size), (10 << 30, 512));
+        for wrong in [
+            "sealvol volume create v",
+            "sealvol volume create v --size ten",
+            "sealvol volume create v --size 1G --sector-size 1024",
+            "sealvol volume create a/b --size 1G",
+            "sealvol volume snapshot v",
+        ] {
+            let error = parse(wrong).expect_err(wrong);
+            assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn allow_takes_a_list() {
+        let cli = parse("sealvol volume attach v --allow 0,107 --read-only").expect("valid");
+        let Noun::Volume(Volume::Attach(attach)) = cli.noun else {
+            panic!("another command")
+        };
+        assert_eq!(attach.allow, Some(vec![0, 107]));
+        assert!(attach.read_only && !attach.accept_loss);
+    }
+}

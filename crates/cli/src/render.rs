@@ -1,0 +1,251 @@
+//! Answers of the daemon as text for people. Scripts use `--json`, which is the answer as it came.
+
+use sealvol_control::api;
+use sealvol_control::size::Size;
+
+use crate::table::{fields, left, right, table};
+
+pub(crate) fn volume_list(list: &api::VolumeList) -> String {
+    let rows: Vec<_> = list
+        .volumes
+        .iter()
+        .map(|volume| {
+            [
+                volume.name.to_string(),
+                Size(volume.size).to_string(),
+                volume.state.to_string(),
+                volume.key.clone(),
+                volume
+                    .attachment
+                    .as_ref()
+                    .map_or_else(String::new, |a| a.uri.clone()),
+            ]
+        })
+        .collect();
+    table(
+        [
+            left("NAME"),
+            right("SIZE"),
+            left("STATE"),
+            left("KEY"),
+            left("URI"),
+        ],
+        &rows,
+    )
+}
+
+pub(crate) fn volume(volume: &api::Volume) -> String {
+    let mut pairs = vec![
+        ("name", volume.name.to_string()),
+        ("id", volume.id.clone()),
+        ("state", volume.state.to_string()),
+        ("size", size_with_bytes(volume.size)),
+        ("sector size", volume.sector_size.to_string()),
+        ("created", volume.created.clone()),
+        ("key", volume.key.clone()),
+        (
+            "key id",
+            format!("{} version {}", volume.key_id, volume.key_version),
+        ),
+        ("backing", volume.backing.display().to_string()),
+    ];
+    if let Some(attachment) = &volume.attachment {
+        pairs.extend([
+            ("uri", attachment.uri.clone()),
+            (
+                "mode",
+                if attachment.read_only {
+                    "read-only"
+                } else {
+                    "read-write"
+                }
+                .to_owned(),
+            ),
+            ("allowed", uids(&attachment.allow)),
+            ("attached by", format!("uid {}", attachment.attached_by)),
+            ("connections", attachment.connections.to_string()),
+            ("access", attachment.access.clone()),
+        ]);
+    }
+    pairs.extend(volume.loss.iter().map(|loss| ("loss", loss.clone())));
+    pairs.extend(
+        volume
+            .attach_failure
+            .iter()
+            .map(|why| ("attach failure", why.clone())),
+    );
+    for layer in &volume.layers {
+        let text = format!(
+            "{} data key {} generation {}",
+            layer.id, layer.data_key, layer.generation
+        );
+        pairs.push(("layer", text));
+    }
+    fields(&pairs)
+}
+
+pub(crate) fn created(volume: &api::Volume) -> String {
+    let size = Size(volume.size);
+    format!(
+        "Volume {} created: {size}, key {} version {}\n",
+        volume.name, volume.key, volume.key_version
+    )
+}
+
+pub(crate) fn attached(volume: &api::Volume) -> String {
+    volume
+        .attachment
+        .as_ref()
+        .map_or_else(String::new, |a| format!("{}\n", a.uri))
+}
+
+pub(crate) fn detached(volume: &api::Volume) -> String {
+    format!("Volume {} detached\n", volume.name)
+}
+
+pub(crate) fn resized(volume: &api::Volume) -> String {
+    format!(
+        "Volume {} is {} now\n",
+        volume.name,
+        size_with_bytes(volume.size)
+    )
+}
+
+pub(crate) fn deleted(deleted: &api::Deleted) -> String {
+    let how = if deleted.shredded {
+        ", its wrapped keys overwritten"
+    } else {
+        ""
+    };
+    format!("Volume {} deleted{how}\n", deleted.name)
+}
+
+pub(crate) fn volume_map(map: &api::VolumeMap) -> String {
+    let rows: Vec<_> = map
+        .runs
+        .iter()
+        .map(|run| {
+            [
+                run.offset.to_string(),
+                run.length.to_string(),
+                run.state.clone(),
+                run.layer.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(
+        [
+            right("OFFSET"),
+            right("LENGTH"),
+            left("STATE"),
+            left("LAYER"),
+        ],
+        &rows,
+    )
+}
+
+pub(crate) fn key_list(list: &api::KeyList) -> String {
+    let rows: Vec<_> = list
+        .keys
+        .iter()
+        .map(|key| {
+            [
+                key.key.clone(),
+                key.version.to_string(),
+                key.state.clone(),
+                key.key_id.clone(),
+            ]
+        })
+        .collect();
+    table(
+        [left("KEY"), right("VERSION"), left("STATE"), left("ID")],
+        &rows,
+    )
+}
+
+pub(crate) fn key(key: &api::Key) -> String {
+    fields(&[
+        ("key", key.key.clone()),
+        ("id", key.key_id.clone()),
+        ("version", key.version.to_string()),
+        ("state", key.state.clone()),
+    ])
+}
+
+pub(crate) fn key_created(key: &api::Key) -> String {
+    format!(
+        "Key {} created: id {} version {}\n",
+        key.key, key.key_id, key.version
+    )
+}
+
+pub(crate) fn status(status: &api::Status) -> String {
+    let volumes: Vec<_> = status
+        .volumes
+        .iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect();
+    let memory = &status.key_memory;
+    let protection = match &memory.failure {
+        Some(why) => format!("{}: {why}", memory.protection),
+        None => format!(
+            "{}, {} keys in {} locked",
+            memory.protection,
+            memory.keys,
+            Size(memory.locked_bytes as u64)
+        ),
+    };
+    let mut pairs = vec![
+        ("state", status.state.clone()),
+        ("version", status.version.clone()),
+        ("pid", status.pid.to_string()),
+        ("started", status.started.clone()),
+        ("state directory", status.state_dir.display().to_string()),
+        ("listening", status.listening.join(" ")),
+        ("key memory", protection),
+        ("self-test", selftest_result(&status.selftest)),
+        (
+            "volumes",
+            if volumes.is_empty() {
+                "none".to_owned()
+            } else {
+                volumes.join(", ")
+            },
+        ),
+    ];
+    let failures = status.failures.iter();
+    pairs.extend(failures.map(|f| ("failure", format!("{}: {}", f.subject, f.message))));
+    fields(&pairs)
+}
+
+pub(crate) fn selftest(report: &api::SelfTest) -> String {
+    let mut text: String = report
+        .tests
+        .iter()
+        .map(|name| format!("ok      {name}\n"))
+        .collect();
+    if let Some(failure) = &report.failure {
+        text.push_str(&format!("FAILED  {failure}\n"));
+    }
+    text
+}
+
+fn selftest_result(report: &api::SelfTest) -> String {
+    match &report.failure {
+        None => format!("passed ({} tests)", report.tests.len()),
+        Some(failure) => format!("FAILED: {failure}"),
+    }
+}
+
+fn size_with_bytes(size: u64) -> String {
+    format!("{} ({size} bytes)", Size(size))
+}
+
+fn uids(allow: &[u32]) -> String {
+    let texts: Vec<_> = allow.iter().map(|uid| format!("uid {uid}")).collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+#[path = "render_golden.rs"]
+mod golden;

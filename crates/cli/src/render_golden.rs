@@ -1,0 +1,233 @@
+//! What people see, to the letter.
+
+use sealvol_control::api;
+
+use super::*;
+
+fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
+    api::Volume {
+        id: "6f2c0e46-8f0f-4d2e-9a37-2f1f6d0c9b11".into(),
+        name: name.parse().expect("a valid name"),
+        size: 10 << 30,
+        sector_size: 4096,
+        state,
+        created: "2026-02-03T04:05:06Z".into(),
+        key: "local:default".into(),
+        key_id: "0d7c".into(),
+        key_version: 1,
+        backing: "/var/lib/sealvol/layers".into(),
+        attachment: None,
+        loss: None,
+        attach_failure: None,
+        layers: vec![api::Layer {
+            id: "8a1b".into(),
+            data_key: "c3d4".into(),
+            generation: 7,
+        }],
+    }
+}
+
+fn attached_fixture(name: &str) -> api::Volume {
+    let attachment = api::Attachment {
+        uri: format!("nbd+unix:///{name}?socket=/run/sealvol/nbd.sock"),
+        read_only: false,
+        allow: vec![0, 1000],
+        attached_by: 1000,
+        connections: 2,
+        access: "plain calls inline".into(),
+    };
+    let attachment = Some(attachment);
+    api::Volume {
+        attachment,
+        ..volume_fixture(name, api::VolumeState::Attached)
+    }
+}
+
+#[test]
+fn volume_list_aligns_its_columns() {
+    let mut small = volume_fixture("a", api::VolumeState::Available);
+    small.size = 1536 << 20;
+    let list = api::VolumeList {
+        volumes: vec![small, attached_fixture("database")],
+    };
+    assert_eq!(
+        volume_list(&list),
+        "\
+NAME      SIZE  STATE      KEY            URI
+a         1.5G  available  local:default
+database   10G  attached   local:default  nbd+unix:///database?socket=/run/sealvol/nbd.sock
+"
+    );
+}
+
+#[test]
+fn volume_show_lists_what_is_known() {
+    let mut shown = attached_fixture("database");
+    shown.loss = Some("fdatasync of data failed: I/O error".into());
+    assert_eq!(
+        volume(&shown),
+        "\
+name:         database
+id:           6f2c0e46-8f0f-4d2e-9a37-2f1f6d0c9b11
+state:        attached
+size:         10G (10737418240 bytes)
+sector size:  4096
+created:      2026-02-03T04:05:06Z
+key:          local:default
+key id:       0d7c version 1
+backing:      /var/lib/sealvol/layers
+uri:          nbd+unix:///database?socket=/run/sealvol/nbd.sock
+mode:         read-write
+allowed:      uid 0, uid 1000
+attached by:  uid 1000
+connections:  2
+access:       plain calls inline
+loss:         fdatasync of data failed: I/O error
+layer:        8a1b data key c3d4 generation 7
+"
+    );
+}
+
+#[test]
+fn attach_prints_the_uri_alone() {
+    assert_eq!(
+        attached(&attached_fixture("v")),
+        "nbd+unix:///v?socket=/run/sealvol/nbd.sock\n"
+    );
+}
+
+#[test]
+fn actions_say_what_they_did() {
+    let volume = volume_fixture("v", api::VolumeState::Available);
+    assert_eq!(
+        created(&volume),
+        "Volume v created: 10G, key local:default version 1\n"
+    );
+    assert_eq!(detached(&volume), "Volume v detached\n");
+    assert_eq!(
+        resized(&volume),
+        "Volume v is 10G (10737418240 bytes) now\n"
+    );
+    let gone = api::Deleted {
+        name: volume.name,
+        shredded: true,
+    };
+    assert_eq!(
+        deleted(&gone),
+        "Volume v deleted, its wrapped keys overwritten\n"
+    );
+}
+
+#[test]
+fn map_lists_its_runs() {
+    let data = api::MapRun {
+        offset: 0,
+        length: 8192,
+        state: "data".into(),
+        layer: Some("8a1b".into()),
+    };
+    let absent = api::MapRun {
+        offset: 8192,
+        length: 1 << 20,
+        state: "absent".into(),
+        layer: None,
+    };
+    assert_eq!(
+        volume_map(&api::VolumeMap {
+            runs: vec![data, absent]
+        }),
+        "\
+OFFSET   LENGTH  STATE   LAYER
+     0     8192  data    8a1b
+  8192  1048576  absent
+"
+    );
+}
+
+#[test]
+fn keys_are_a_table_and_one_is_a_record() {
+    let one = api::Key {
+        key: "local:default".into(),
+        key_id: "0d7c".into(),
+        version: 3,
+        state: "enabled".into(),
+    };
+    assert_eq!(
+        key_list(&api::KeyList {
+            keys: vec![one.clone()]
+        }),
+        "\
+KEY            VERSION  STATE    ID
+local:default        3  enabled  0d7c
+"
+    );
+    assert_eq!(
+        key(&one),
+        "\
+key:      local:default
+id:       0d7c
+version:  3
+state:    enabled
+"
+    );
+    assert_eq!(
+        key_created(&one),
+        "Key local:default created: id 0d7c version 3\n"
+    );
+}
+
+#[test]
+fn status_names_protection_and_failures() {
+    let shown = api::Status {
+        version: "0.1.0".into(),
+        pid: 42,
+        state: "ready".into(),
+        started: "2026-02-03T04:05:06Z".into(),
+        state_dir: "/var/lib/sealvol".into(),
+        listening: vec!["nbd+unix:///?socket=/run/sealvol/nbd.sock".into()],
+        key_memory: api::KeyMemoryStatus {
+            protection: "secretmem".into(),
+            locked_bytes: 65536,
+            keys: 2,
+            failure: None,
+        },
+        selftest: api::SelfTest {
+            passed: true,
+            tests: vec!["AES-256-XTS 4096".into(), "SHA-256".into()],
+            failure: None,
+        },
+        volumes: [("attached".to_owned(), 1), ("available".to_owned(), 3)].into(),
+        failures: vec![api::Failure {
+            subject: "database".into(),
+            message: "key disabled".into(),
+        }],
+    };
+    assert_eq!(
+        status(&shown),
+        "\
+state:            ready
+version:          0.1.0
+pid:              42
+started:          2026-02-03T04:05:06Z
+state directory:  /var/lib/sealvol
+listening:        nbd+unix:///?socket=/run/sealvol/nbd.sock
+key memory:       secretmem, 2 keys in 64K locked
+self-test:        passed (2 tests)
+volumes:          1 attached, 3 available
+failure:          database: key disabled
+"
+    );
+}
+
+#[test]
+fn a_failed_selftest_stands_out() {
+    let report = api::SelfTest {
+        passed: false,
+        tests: vec!["SHA-256".into()],
+        failure: Some("AES-256-XTS 512: ciphertext differs".into()),
+    };
+    assert_eq!(
+        selftest(&report),
+        "ok      SHA-256\nFAILED  AES-256-XTS 512: ciphertext differs\n"
+    );
+}
