@@ -1,0 +1,208 @@
+//! A real `sealvold` in a place of its own, and `sealvol` talking to it.
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::process::Signal;
+
+use crate::outcome::Outcome;
+use crate::place::Place;
+use crate::programs::{self, Running, wait_for};
+
+/// A running daemon. It is killed when the value is dropped, and its log is printed when a test panics.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    running: Running,
+    place: &'a Place,
+    log: PathBuf,
+}
+
+impl<'a> Daemon<'a> {
+    /// Starts `sealvold` in `place` and waits until it serves.
+    ///
+    /// # Panics
+    /// If it ends instead, with what it said.
+    #[track_caller]
+    pub fn start(place: &'a Place) -> Self {
+        Self::start_by(place, Self::command(place)).unwrap_or_else(|outcome| panic!("{outcome}"))
+    }
+
+    /// The command line that starts `sealvold` in `place`, to be changed by a test that needs another.
+    pub fn command(place: &Place) -> Command {
+        let mut command = Command::new(programs::ours("sealvold"));
+        command.args(Self::arguments(place));
+        command
+    }
+
+    /// The arguments of [`Self::command`], for tests that start the daemon through another program.
+    pub fn arguments(place: &Place) -> [std::ffi::OsString; 4] {
+        [
+            "--state-dir".into(),
+            place.state().into(),
+            "--runtime-dir".into(),
+            place.runtime().into(),
+        ]
+    }
+
+    /// Starts `command` as the daemon of `place` and waits until it serves, or gives what it said when it ended.
+    ///
+    /// # Errors
+    /// The daemon ended before it served.
+    ///
+    /// # Panics
+    /// If it does neither within 30 seconds.
+    pub fn start_by(place: &'a Place, mut command: Command) -> Result<Self, Outcome> {
+        let starts = std::fs::read_dir(place.log())
+            .expect("the log directory")
+            .count();
+        let log = place.log().join(format!("sealvold.{starts}.log"));
+        let output = std::fs::File::create(&log).expect("a log file");
+        command
+            .stdin(std::process::Stdio::null())
+            .stdout(output.try_clone().expect("a second descriptor of the log"))
+            .stderr(output);
+        let line = format!("{command:?}");
+        let mut daemon = Daemon {
+            running: Running::start(&mut command),
+            place,
+            log,
+        };
+        let ended = wait_for("sealvold to serve or to end", || {
+            if let Some(status) = daemon.running.child().try_wait().expect("its status") {
+                return Some(Some(status));
+            }
+            let serves = [place.runtime().join("control.sock"), daemon.socket()]
+                .iter()
+                .all(|socket| UnixStream::connect(socket).is_ok());
+            serves.then_some(None)
+        });
+        match ended {
+            None => Ok(daemon),
+            Some(status) => Err(Outcome {
+                command: line,
+                code: status.code(),
+                stdout: String::new(),
+                stderr: daemon.log(),
+            }),
+        }
+    }
+
+    /// Runs `sealvol` against this daemon.
+    pub fn sealvol(&self, arguments: &[&str]) -> Outcome {
+        Outcome::of(
+            Command::new(programs::ours("sealvol"))
+                .arg("--control")
+                .arg(self.place.runtime().join("control.sock"))
+                .args(arguments),
+        )
+    }
+
+    /// Runs `sealvol` for its JSON.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn sealvol_json(&self, arguments: &[&str]) -> serde_json::Value {
+        let mut all = vec!["--json"];
+        all.extend(arguments);
+        self.sealvol(&all).succeeded().json()
+    }
+
+    /// Creates and attaches a volume; gives its NBD URI.
+    ///
+    /// # Panics
+    /// If either fails.
+    #[track_caller]
+    pub fn volume(&self, name: &str, size: &str) -> String {
+        self.sealvol(&["volume", "create", name, "--size", size])
+            .succeeded();
+        self.attach(name)
+    }
+
+    /// Attaches a volume; gives its NBD URI as `sealvol` prints it.
+    ///
+    /// # Panics
+    /// If that fails or prints no URI.
+    #[track_caller]
+    pub fn attach(&self, name: &str) -> String {
+        let outcome = self.sealvol(&["volume", "attach", name]).succeeded();
+        outcome
+            .stdout
+            .split_whitespace()
+            .find(|word| word.starts_with("nbd+unix://"))
+            .unwrap_or_else(|| panic!("no NBD URI: {outcome}"))
+            .to_owned()
+    }
+
+    /// Detaches a volume.
+    ///
+    /// # Panics
+    /// If that fails.
+    #[track_caller]
+    pub fn detach(&self, name: &str) {
+        self.sealvol(&["volume", "detach", name]).succeeded();
+    }
+
+    /// The NBD URI that the export `name` has, attached or not.
+    pub fn uri(&self, name: &str) -> String {
+        format!("nbd+unix:///{name}?socket={}", self.socket().display())
+    }
+
+    /// The socket that serves NBD.
+    pub fn socket(&self) -> PathBuf {
+        self.place.runtime().join("nbd.sock")
+    }
+
+    /// What the daemon has written to its log so far.
+    ///
+    /// # Panics
+    /// If the log cannot be read.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).expect("the daemon's log")).into_owned()
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> rustix::process::Pid {
+        self.running.pid()
+    }
+
+    /// Kills it as a power cut would, as far as a process can see, and waits for its end.
+    ///
+    /// # Panics
+    /// If it had ended already.
+    #[track_caller]
+    pub fn kill(mut self) {
+        assert!(
+            self.running
+                .child()
+                .try_wait()
+                .expect("its status")
+                .is_none(),
+            "the daemon had ended already"
+        );
+        self.running.child().kill().expect("SIGKILL");
+        self.running.child().wait().expect("its end");
+    }
+
+    /// Stops it by SIGTERM and asserts that it ends in good order.
+    ///
+    /// # Panics
+    /// If its exit code is not 0.
+    #[track_caller]
+    pub fn stop(mut self) {
+        rustix::process::kill_process(self.pid(), Signal::TERM).expect("SIGTERM");
+        let status = self.running.child().wait().expect("its end");
+        assert_eq!(status.code(), Some(0), "sealvold after SIGTERM");
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read(&self.log).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            eprintln!("--- {} ---\n{log}---", self.log.display());
+        }
+    }
+}
