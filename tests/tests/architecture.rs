@@ -1,0 +1,282 @@
+//! The promises that the layout makes, kept by a test: who may import whom, where `unsafe` may stand, and what may not be left
+//! lying about. ARCHITECTURE.md says why.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Our crates and the ones of ours that each may import, for any kind of dependency.
+const IMPORTS: [(&str, &[&str]); 9] = [
+    ("sealvol-crypto", &[]),
+    ("sealvol-store", &[]),
+    ("sealvol-nbd", &[]),
+    ("sealvol-control", &[]),
+    ("sealvol-kms", &["sealvol-control", "sealvol-crypto"]),
+    ("sealvol-volume", &["sealvol-crypto", "sealvol-store"]),
+    (
+        "sealvol-daemon",
+        &[
+            "sealvol-control",
+            "sealvol-crypto",
+            "sealvol-nbd",
+            "sealvol-store",
+            "sealvol-volume",
+        ],
+    ),
+    ("sealvol-cli", &["sealvol-control"]),
+    ("sealvol-tests", &[]),
+];
+
+/// Crates of others that would break what one of ours promises, outside its tests.
+const BANNED: [(&str, &[&str]); 5] = [
+    ("sealvol-crypto", &["tokio", "rusqlite", "serde", "hyper"]),
+    ("sealvol-store", &["tokio", "aes", "hkdf", "hyper"]),
+    ("sealvol-volume", &["tokio", "rusqlite", "hyper"]),
+    ("sealvol-nbd", &["tokio", "rustix", "libc", "futures-util"]),
+    ("sealvol-cli", &["aes", "aes-gcm", "hkdf", "rusqlite"]),
+];
+
+/// The only files that may say `unsafe`.
+const UNSAFE: [&str; 2] = [
+    "crates/crypto/src/locked/sys.rs",
+    "crates/crypto/src/residue.rs",
+];
+
+const LONGEST_FILE: usize = 700;
+
+/// Names for drawers: whatever is put there has a home by its own name.
+const DRAWERS: [&str; 8] = [
+    "utils", "util", "common", "helpers", "helper", "manager", "misc", "types",
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_owned()
+}
+
+/// Every file of ours with one of these endings, by its path in the repository, with its text.
+fn sources(endings: &[&str]) -> Vec<(String, String)> {
+    let root = root();
+    let mut found = Vec::new();
+    let mut open: Vec<PathBuf> = ["crates", "tests", "tools", "bench", "systemd"]
+        .iter()
+        .map(|directory| root.join(directory))
+        .collect();
+    while let Some(directory) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue; // a part that this checkout does not have
+        };
+        for entry in entries {
+            let path = entry.expect("a directory entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if endings
+                .iter()
+                .any(|ending| path.to_string_lossy().ends_with(ending))
+            {
+                let text = std::fs::read_to_string(&path).expect("a text file");
+                let name = path.strip_prefix(&root).expect("a path in the repository");
+                found.push((name.to_string_lossy().into_owned(), text));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no file ends in {endings:?}");
+    found.sort();
+    found
+}
+
+/// What cargo knows of the workspace: its members, without what they depend on.
+fn metadata() -> Value {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo metadata");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+/// (member, dependency, whether it is for tests only), for every dependency of every member.
+fn dependencies() -> Vec<(String, String, bool)> {
+    let metadata = metadata();
+    let name = |value: &Value| value["name"].as_str().expect("a name").to_owned();
+    let mut found = Vec::new();
+    for package in metadata["packages"].as_array().expect("packages") {
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            found.push((name(package), name(dependency), dependency["kind"] == "dev"));
+        }
+    }
+    found
+}
+
+#[test]
+fn each_crate_imports_only_what_its_place_allows() {
+    let members: BTreeSet<_> = metadata()["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .map(|package| package["name"].as_str().expect("a name").to_owned())
+        .collect();
+    let allowed = BTreeMap::from(IMPORTS);
+    assert_eq!(
+        members.iter().map(String::as_str).collect::<Vec<_>>(),
+        allowed.keys().copied().collect::<Vec<_>>(),
+        "the members of the workspace"
+    );
+    for (importer, imported, _) in dependencies() {
+        if members.contains(&imported) {
+            assert!(
+                allowed[importer.as_str()].contains(&imported.as_str()),
+                "{importer} must not import {imported}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_crate_depends_on_what_would_break_its_promise() {
+    let banned = BTreeMap::from(BANNED);
+    for (importer, imported, for_tests) in dependencies() {
+        let banned = banned.get(importer.as_str()).copied().unwrap_or_default();
+        assert!(
+            for_tests || !banned.contains(&imported.as_str()),
+            "{importer} must not depend on {imported} outside its tests"
+        );
+    }
+}
+
+#[test]
+fn unsafe_stands_in_two_files_and_nowhere_else() {
+    for (name, text) in sources(&[".rs"]) {
+        if UNSAFE.contains(&name.as_str()) || name.ends_with("tests/architecture.rs") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let says = code
+                .split(|character: char| !character.is_alphanumeric() && character != '_')
+                .any(|word| word == "unsafe");
+            assert!(!says, "{name}:{}: unsafe: {line}", number + 1);
+            assert!(
+                !code.contains("allow(unsafe_code)"),
+                "{name}:{}: {line}",
+                number + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_unfinished_or_switched_off() {
+    let words = [
+        "todo!(",
+        "unimplemented!(",
+        "#[ignore",
+        "FIXME",
+        "XXX",
+        "allow(dead_code)",
+    ];
+    for (name, text) in sources(&[".rs", ".py", ".sh", ".toml"]) {
+        if name.ends_with("tests/architecture.rs") {
+            continue;
+        }
+        for word in words {
+            assert!(!text.contains(word), "{name} has {word}");
+        }
+    }
+}
+
+#[test]
+fn no_file_is_longer_than_a_reader_can_bear() {
+    for (name, text) in sources(&[".rs", ".py", ".sh"]) {
+        let lines = text.lines().count();
+        assert!(
+            lines <= LONGEST_FILE,
+            "{name} has {lines} lines, more than {LONGEST_FILE}: split it by subject"
+        );
+    }
+}
+
+#[test]
+fn no_module_is_a_drawer() {
+    for (name, _) in sources(&[".rs"]) {
+        let path = Path::new(&name);
+        for part in path.with_extension("").iter().skip(1) {
+            let part = part.to_string_lossy();
+            assert!(
+                !DRAWERS
+                    .iter()
+                    .any(|drawer| part == *drawer || part.ends_with(&format!("_{drawer}"))),
+                "{name}: put what is in '{part}' where its subject is"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_file_begins_with_what_it_is() {
+    for (name, text) in sources(&[".rs"]) {
+        assert!(
+            text.starts_with("//!"),
+            "{name} has no module documentation"
+        );
+    }
+}
+
+#[test]
+fn every_member_and_dependency_has_its_reason_beside_it() {
+    let text = std::fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
+    let section = |from: &str, to: &str| {
+        let start = text.find(from).unwrap_or_else(|| panic!("no {from}")) + from.len();
+        let end = text[start..].find(to).unwrap_or_else(|| panic!("no {to}")) + start;
+        text[start..end].to_owned()
+    };
+    for line in section("members = [", "\n]")
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+    {
+        assert!(
+            line.contains(" # ") || line.contains("\t# "),
+            "a member without a reason: {line}"
+        );
+    }
+    // A heading comment may carry the reason of a short block; a blank line ends it.
+    let mut reason_above = false;
+    for line in section("[workspace.dependencies]", "\n[").lines() {
+        if line.trim().is_empty() {
+            reason_above = false;
+        } else if line.starts_with('#') {
+            reason_above = true;
+        } else {
+            assert!(
+                reason_above || line.contains(" # "),
+                "a dependency without a reason: {line}"
+            );
+        }
+    }
+}
+
+#[test]
+fn errors_become_nbd_errnos_in_one_file_of_the_daemon() {
+    let mut files = BTreeSet::new();
+    for (name, text) in sources(&[".rs"]) {
+        let production = text.split("#[cfg(test)]").next().unwrap_or_default();
+        if name.starts_with("crates/daemon/src/") && production.contains("Errno::E") {
+            files.insert(name);
+        }
+    }
+    assert!(
+        files
+            .iter()
+            .all(|name| name == "crates/daemon/src/export.rs"),
+        "errnos are chosen in {files:?}"
+    );
+}
