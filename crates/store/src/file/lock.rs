@@ -1,0 +1,48 @@
+//! Locks on open files.
+//!
+//! `fcntl(F_OFD_SETLK)` over the whole file: the lock belongs to the open file description, so it
+//! also excludes a second open in this same process, it ends with the last descriptor, and it
+//! excludes programs that lock ranges of their images (qemu). A second device node of one block
+//! device is not excluded by it; that is what `O_EXCL` is for.
+
+use std::os::fd::OwnedFd;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use crate::Access;
+
+/// What came of asking for a lock.
+pub(super) enum Lock {
+    /// It is held until the file is closed.
+    Taken,
+    /// Somebody else holds one that excludes it.
+    Refused,
+}
+
+/// Locks `file` as `access` asks for, without waiting.
+pub(super) fn lock(file: &OwnedFd, access: Access) -> Result<Lock, std::io::Error> {
+    let kind = match access {
+        Access::ReadOnly => libc::F_RDLCK,
+        Access::Writable => libc::F_WRLCK,
+    };
+    let whole_file = libc::flock {
+        l_type: to_short(kind),
+        l_whence: to_short(libc::SEEK_SET),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0, // must be: the lock has no process
+    };
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file)) {
+        Ok(_) => Ok(Lock::Taken),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(Lock::Refused),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// The constants of `struct flock` are ints in the headers and shorts in the struct.
+#[expect(clippy::cast_possible_truncation, reason = "constants below 4")]
+fn to_short(constant: i32) -> libc::c_short {
+    constant as libc::c_short
+}

@@ -1,0 +1,325 @@
+//! Files and block devices of this host.
+//!
+//! How one is best reached depends on what it is ([`medium`]); every system call is made by
+//! [`transfer`] or here. What may block is done on threads of this crate, never by the caller:
+//! sync, punch, allocate and grow always, reads that miss the page cache, writes where the kernel
+//! may hold the writer back.
+//!
+//! What always holds:
+//!
+//! * A writable file is locked exclusively, a read-only one shared, by an open-file-description
+//!   lock over all of it ([`lock`]); a block device is claimed with `O_EXCL` besides.
+//! * A file ends where it ended when it was opened or grown. If it is found shorter, that is an
+//!   error and never zeros.
+//! * Nothing is retried but what was interrupted by a signal or came back short.
+
+mod directory;
+mod errno;
+mod lock;
+mod medium;
+mod open;
+mod transfer;
+
+use std::num::NonZeroU64;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, ftruncate};
+use rustix::io::{Errno, retry_on_intr};
+
+pub use directory::FileDirectory;
+
+use crate::pool::Lane;
+use crate::{Access, Durability, IoBuf, Operation, Place, Store, StoreError};
+use medium::{Medium, Reads, Writes};
+
+/// Unsynced bytes of a store up to which a write is done by the caller. Beyond it the kernel's
+/// dirty throttling may put the writer to sleep, for seconds on a slow disk (it begins at the
+/// background threshold, 10 % of free memory: far above this on any host that runs guests).
+const INLINE_UNSYNCED_BYTES: u64 = 64 << 20;
+
+/// A regular file or a block device.
+///
+/// Locked until dropped; dropping it while an operation runs on a thread of this crate keeps the
+/// lock until that has ended.
+pub struct FileStore {
+    file: Arc<OpenFile>,
+    lane: Arc<Lane>,
+}
+
+/// The open file itself, shared with operations on other threads.
+struct OpenFile {
+    fd: OwnedFd,
+    path: Arc<Path>,
+    access: Access,
+    medium: Medium,
+    /// Length in bytes; only grows.
+    len: AtomicU64,
+    /// Bytes written since the last sync that succeeded.
+    unsynced: AtomicU64,
+}
+
+impl FileStore {
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Runs `work` on a thread that may block.
+    async fn off_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&OpenFile) -> T + Send + 'static,
+    ) -> T {
+        let file = Arc::clone(&self.file);
+        self.lane.run(move || work(&file)).await
+    }
+}
+
+impl Store for FileStore {
+    async fn read_at(&self, mut buf: IoBuf, offset: u64) -> (IoBuf, Result<(), StoreError>) {
+        let file = &*self.file;
+        if let Err(error) = file.check(Operation::Read, offset, buf.len() as u64) {
+            return (buf, Err(error));
+        }
+        let done = match file.medium.reads {
+            Reads::Inline => {
+                let result = file.read(&mut buf, offset, 0);
+                return (buf, result);
+            }
+            Reads::CachedInline => transfer::read_cached(&file.fd, &mut buf, offset),
+            Reads::OffThread => 0,
+        };
+        if done == buf.len() {
+            return (buf, Ok(()));
+        }
+        self.off_thread(move |file| {
+            let result = file.read(&mut buf, offset, done);
+            (buf, result)
+        })
+        .await
+    }
+
+    async fn write_at(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+        durability: Durability,
+    ) -> (IoBuf, Result<(), StoreError>) {
+        let file = &*self.file;
+        if let Err(error) = file.check(Operation::Write, offset, buf.len() as u64) {
+            return (buf, Err(error));
+        }
+        if file.writes_inline(offset, buf.len() as u64, durability) {
+            let result = file.write(&buf, offset, durability);
+            return (buf, result);
+        }
+        self.off_thread(move |file| {
+            let result = file.write(&buf, offset, durability);
+            (buf, result)
+        })
+        .await
+    }
+
+    async fn sync(&self) -> Result<(), StoreError> {
+        if self.file.medium.sync_does_nothing {
+            return Ok(());
+        }
+        self.off_thread(OpenFile::sync).await
+    }
+
+    async fn punch(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.file.check(Operation::Punch, offset, len)?;
+        self.off_thread(move |file| file.punch(offset, len)).await
+    }
+
+    async fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        self.file.check(Operation::Allocate, offset, len)?;
+        self.off_thread(move |file| file.allocate(offset, len))
+            .await
+    }
+
+    fn len(&self) -> u64 {
+        self.file.len.load(Ordering::Acquire)
+    }
+
+    async fn grow(&self, len: u64) -> Result<(), StoreError> {
+        self.file.check(Operation::Grow, 0, 0)?;
+        self.off_thread(move |file| file.grow(len)).await
+    }
+
+    fn access(&self) -> &'static str {
+        self.file.medium.in_words()
+    }
+
+    async fn discard_cache(&self) -> Result<(), StoreError> {
+        if self.file.medium.sync_does_nothing {
+            return Ok(());
+        }
+        self.off_thread(OpenFile::discard_cache).await
+    }
+}
+
+/// The blocking side: each call does the whole of an operation that was checked before.
+impl OpenFile {
+    fn at(&self, operation: Operation, offset: u64, len: u64) -> Box<Place> {
+        Place::new(operation, &self.path, offset, len)
+    }
+
+    /// Whether `operation` may be done to this range at all.
+    fn check(&self, operation: Operation, offset: u64, len: u64) -> Result<(), StoreError> {
+        if operation != Operation::Read && self.access == Access::ReadOnly {
+            return Err(StoreError::ReadOnly {
+                at: self.at(operation, offset, len),
+            });
+        }
+        let end = self.len.load(Ordering::Acquire);
+        if offset.checked_add(len).is_none_or(|past| past > end) {
+            return Err(StoreError::PastEnd {
+                at: self.at(operation, offset, len),
+                end,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the caller can make this write itself without being held up.
+    fn writes_inline(&self, offset: u64, len: u64, durability: Durability) -> bool {
+        match self.medium.writes {
+            Writes::Inline => true,
+            Writes::OffThread => false,
+            Writes::InlineWhileFewUnsynced => {
+                durability == Durability::Volatile
+                    && self.unsynced.load(Ordering::Relaxed).saturating_add(len)
+                        <= INLINE_UNSYNCED_BYTES
+                    && transfer::edges_are_cached(&self.fd, offset, len)
+            }
+        }
+    }
+
+    /// Reads what is missing of `buf` after the first `done` bytes.
+    fn read(&self, buf: &mut [u8], offset: u64, done: usize) -> Result<(), StoreError> {
+        let from = offset + done as u64;
+        match transfer::read_all(&self.fd, &mut buf[done..], from) {
+            Ok(None) => Ok(()),
+            Ok(Some(end)) => {
+                let at = self.at(Operation::Read, offset, buf.len() as u64);
+                Err(StoreError::Truncated { at, end })
+            }
+            Err(errno) => Err(self.failed(Operation::Read, offset, buf.len() as u64, errno)),
+        }
+    }
+
+    fn write(&self, buf: &[u8], offset: u64, durability: Durability) -> Result<(), StoreError> {
+        let len = buf.len() as u64;
+        let durable = durability == Durability::Durable && !self.medium.sync_does_nothing;
+        if !durable {
+            // Counted before, and also if it fails: a part may have been written.
+            self.unsynced.fetch_add(len, Ordering::Relaxed);
+        }
+        transfer::write_all(&self.fd, buf, offset, durable)
+            .map_err(|errno| self.failed(Operation::Write, offset, len, errno))
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        let covered = self.unsynced.load(Ordering::Relaxed);
+        retry_on_intr(|| fdatasync(&self.fd))
+            .map_err(|errno| self.failed(Operation::Sync, 0, 0, errno))?;
+        // Two syncs at once may both count the same bytes: never below zero.
+        let _ = self
+            .unsynced
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |unsynced| {
+                Some(unsynced.saturating_sub(covered))
+            });
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        self.fallocate(Operation::Punch, how, offset, len)
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> Result<(), StoreError> {
+        if self.medium.is_block_device {
+            return Ok(()); // all of a device is there
+        }
+        self.fallocate(Operation::Allocate, FallocateFlags::KEEP_SIZE, offset, len)
+    }
+
+    fn fallocate(
+        &self,
+        operation: Operation,
+        how: FallocateFlags,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), StoreError> {
+        if len == 0 {
+            return Ok(()); // fallocate(2) refuses it
+        }
+        retry_on_intr(|| fallocate(&self.fd, how, offset, len))
+            .map_err(|errno| self.failed(operation, offset, len, errno))
+    }
+
+    fn grow(&self, len: u64) -> Result<(), StoreError> {
+        let current = self.len.load(Ordering::Acquire);
+        if len < current {
+            return Err(StoreError::Shrink {
+                at: self.at(Operation::Grow, 0, len),
+                current,
+            });
+        }
+        if self.medium.is_block_device {
+            let found = open::device_len(&self.fd)
+                .map_err(|errno| self.failed(Operation::Grow, 0, len, errno))?;
+            if found < len {
+                let at = self.at(Operation::Grow, 0, len);
+                let file_system = self.medium.file_system;
+                return Err(StoreError::TooLarge {
+                    at,
+                    limit: Some(found),
+                    file_system,
+                });
+            }
+            self.len.fetch_max(found, Ordering::AcqRel);
+        } else if len > current {
+            retry_on_intr(|| ftruncate(&self.fd, len))
+                .map_err(|errno| self.cannot_be(len, errno))?;
+            self.len.fetch_max(len, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    /// Why the file could not become `len` bytes long.
+    fn cannot_be(&self, len: u64, errno: Errno) -> StoreError {
+        let too_large = errno == Errno::FBIG || i64::try_from(len).is_err();
+        if !too_large {
+            return self.failed(Operation::Grow, 0, len, errno);
+        }
+        let at = self.at(Operation::Grow, 0, len);
+        let limit = self.path.parent().and_then(open::largest_file_beside);
+        StoreError::TooLarge {
+            at,
+            limit,
+            file_system: self.medium.file_system,
+        }
+    }
+
+    fn discard_cache(&self) -> Result<(), StoreError> {
+        // Dirty pages are not dropped, so they are written out first. If that fails they are clean
+        // afterwards all the same: that is the loss which the operator has accepted.
+        let _ = retry_on_intr(|| fdatasync(&self.fd));
+        let to_the_end: Option<NonZeroU64> = None;
+        fadvise(&self.fd, 0, to_the_end, Advice::DontNeed)
+            .map_err(|errno| self.failed(Operation::DiscardCache, 0, 0, errno))
+    }
+
+    fn failed(&self, operation: Operation, offset: u64, len: u64, errno: Errno) -> StoreError {
+        errno::into_error(
+            self.at(operation, offset, len),
+            errno,
+            self.medium.file_system,
+        )
+    }
+}

@@ -1,0 +1,210 @@
+//! Threads for system calls that may block, so that no worker of the daemon ever waits in one.
+//!
+//! Each store has a [`Lane`]: its jobs run in the order they came, at most [`LANE_WIDTH`] at once.
+//! Lanes share the threads of the process, which are started on demand and end when idle. A disk
+//! that hangs therefore holds up its own lane and nobody else's.
+//!
+//! What always holds: a job that was accepted runs, also when its future is dropped; a panic in a
+//! job surfaces in whoever awaits it and costs no thread; no lock is held while a job runs.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::Duration;
+
+/// Jobs of one store that run at once: enough to keep a disk busy with reads that miss the page
+/// cache while a sync of the same file takes its time.
+const LANE_WIDTH: usize = 8;
+/// Threads of the process at most; beyond that lanes take turns.
+const THREADS_MAX: usize = 256;
+/// How long a thread waits for more before it ends.
+const IDLE: Duration = Duration::from_secs(10);
+/// Jobs are system calls, and then wake a task: no deep stacks.
+const STACK_BYTES: usize = 256 << 10;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The jobs of one store.
+#[derive(Default)]
+pub(crate) struct Lane {
+    state: Mutex<LaneState>,
+}
+
+#[derive(Default)]
+struct LaneState {
+    waiting: VecDeque<Job>,
+    /// Turns of this lane that threads hold or that stand in the pool's queue.
+    turns: usize,
+}
+
+impl Lane {
+    /// Runs `work` on a thread of the pool; the future completes when it is done.
+    pub(crate) fn run<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Completion<T> {
+        let slot = Arc::new(Mutex::new(Slot::Running(None)));
+        let completion = Completion {
+            slot: Arc::clone(&slot),
+        };
+        self.submit(Box::new(move || {
+            complete(&slot, catch_unwind(AssertUnwindSafe(work)))
+        }));
+        completion
+    }
+
+    fn submit(self: &Arc<Self>, job: Job) {
+        let mut state = locked(&self.state);
+        state.waiting.push_back(job);
+        let wants_turn = state.turns < LANE_WIDTH;
+        state.turns += usize::from(wants_turn);
+        drop(state);
+        if wants_turn {
+            POOL.schedule(Arc::clone(self));
+        }
+    }
+
+    /// Runs one job; returns whether the turn goes on.
+    fn run_one(&self) -> bool {
+        let job = locked(&self.state).waiting.pop_front();
+        if let Some(job) = job {
+            job();
+        }
+        let mut state = locked(&self.state);
+        let more = !state.waiting.is_empty();
+        state.turns -= usize::from(!more);
+        more
+    }
+}
+
+/// The threads of the process, shared by all lanes.
+struct Pool {
+    state: Mutex<PoolState>,
+    work: Condvar,
+}
+
+struct PoolState {
+    /// Lanes with a turn that no thread has taken yet.
+    ready: VecDeque<Arc<Lane>>,
+    idle: usize,
+    threads: usize,
+}
+
+static POOL: Pool = Pool {
+    state: Mutex::new(PoolState {
+        ready: VecDeque::new(),
+        idle: 0,
+        threads: 0,
+    }),
+    work: Condvar::new(),
+};
+
+impl Pool {
+    fn schedule(&'static self, lane: Arc<Lane>) {
+        let mut state = locked(&self.state);
+        state.ready.push_back(lane);
+        if state.idle >= state.ready.len() {
+            self.work.notify_one();
+            return;
+        }
+        if state.threads == THREADS_MAX {
+            return; // a busy thread takes it when it is done
+        }
+        state.threads += 1;
+        drop(state);
+        let started = thread::Builder::new()
+            .name("store-io".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || self.work());
+        if started.is_err() {
+            self.go_on_without_new_thread();
+        }
+    }
+
+    /// The system gave no thread. Those that run will come to it; if there are none, the caller
+    /// does the work: late is better than never.
+    fn go_on_without_new_thread(&self) {
+        let mut state = locked(&self.state);
+        state.threads -= 1;
+        while state.threads == 0 {
+            let Some(lane) = state.ready.pop_front() else {
+                return;
+            };
+            drop(state);
+            while lane.run_one() {}
+            state = locked(&self.state);
+        }
+    }
+
+    /// A thread's life: one job of a lane at a time, so that lanes take turns.
+    fn work(&self) {
+        let mut state = locked(&self.state);
+        loop {
+            if let Some(lane) = state.ready.pop_front() {
+                drop(state);
+                let more = lane.run_one();
+                state = locked(&self.state);
+                if more {
+                    state.ready.push_back(lane);
+                }
+                continue;
+            }
+            state.idle += 1;
+            let (woken, waited) = self
+                .work
+                .wait_timeout(state, IDLE)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if waited.timed_out() && state.ready.is_empty() {
+                state.threads -= 1;
+                return;
+            }
+        }
+    }
+}
+
+enum Slot<T> {
+    Running(Option<Waker>),
+    Done(thread::Result<T>),
+    Taken,
+}
+
+/// Ready when the job is done. Needs no particular executor.
+pub(crate) struct Completion<T> {
+    slot: Arc<Mutex<Slot<T>>>,
+}
+
+fn complete<T>(slot: &Mutex<Slot<T>>, result: thread::Result<T>) {
+    let before = std::mem::replace(&mut *locked(slot), Slot::Done(result));
+    if let Slot::Running(Some(waker)) = before {
+        waker.wake();
+    }
+}
+
+impl<T> Future for Completion<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let mut slot = locked(&self.slot);
+        match std::mem::replace(&mut *slot, Slot::Taken) {
+            Slot::Running(_) => {
+                *slot = Slot::Running(Some(context.waker().clone()));
+                Poll::Pending
+            }
+            Slot::Done(result) => {
+                drop(slot);
+                Poll::Ready(result.unwrap_or_else(|panic| resume_unwind(panic)))
+            }
+            Slot::Taken => panic!("a completion was polled after it was ready"),
+        }
+    }
+}
+
+/// Locks a mutex whose holders cannot panic (jobs run outside of it), poisoned or not.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
