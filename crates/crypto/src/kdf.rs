@@ -1,0 +1,28 @@
+//! HKDF-SHA256 (RFC 5869): what is derived from keys, under which label.
+//!
+//! Every use has a label of its own, so that no two uses share a key. All functions here handle key
+//! bytes by reference and are called behind the boundary of `residue.rs`.
+
+use hkdf::Hkdf;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// Label of the commitment to a volume key.
+pub(crate) const COMMITMENT: &[u8] = b"sealvol v1 key commitment";
+/// Label of the key of the superblock MAC.
+pub(crate) const SUPERBLOCK_MAC: &[u8] = b"sealvol v1 superblock mac";
+/// Label of the key of the map MAC.
+pub(crate) const MAP_MAC: &[u8] = b"sealvol v1 map mac";
+/// Label of the AES-256-GCM key and IV that wrap a volume key.
+pub(crate) const WRAP: &[u8] = b"sealvol v1 wrap volume key";
+/// Label of the AES-256-GCM key and IV that seal a key-encryption key.
+pub(crate) const SEAL: &[u8] = b"sealvol v1 seal key-encryption key";
+
+/// HKDF-SHA256 of `ikm` with `salt` (may be empty) and `label` as info.
+pub(crate) fn derive<const N: usize>(ikm: &[u8], salt: &[u8], label: &[u8]) -> Zeroizing<[u8; N]> {
+    let mut okm = Zeroizing::new([0; N]);
+    Hkdf::<Sha256>::new(Some(salt), ikm)
+        .expand(label, okm.as_mut_slice())
+        .expect("less than 255 times the hash length is asked for");
+    okm
+}

@@ -1,0 +1,208 @@
+//! Clears what key schedules leave behind: the stack below the caller and the vector registers.
+//!
+//! Key expansion and every cipher call leave round keys on the stack and in vector registers; no
+//! destructor reaches them. So each of them runs in a frame of its own, behind
+//! `#[inline(never)]`, and afterwards that part of the stack and all registers that a callee may
+//! use are overwritten:
+//!
+//! ```text
+//!   caller            holds references to slots, never key bytes
+//!   ├─ boundary       one frame and everything below it: may hold key bytes
+//!   └─ clear_residue  the same place on the stack, overwritten
+//! ```
+//!
+//! What always holds: a closure given to [`with_cleared_residue`] returns nothing secret, and a
+//! panic in it clears all the same. Key set-up clears at once; cipher and MAC calls leave it to the
+//! worker, which calls [`clear_residue`] once per batch, before it sleeps or blocks.
+//!
+//! It never clears what lies above its caller's frame, nor other threads.
+#![allow(unsafe_code)]
+
+use std::mem::MaybeUninit;
+
+/// Bytes of stack that are overwritten. Round keys of the deepest user, key expansion of the
+/// `aes` crate, were found in less than half of it.
+const BURN_BYTES: usize = 16 * 1024;
+
+/// Overwrites 16 KiB of stack below the caller and every register that a callee may change.
+///
+/// A worker calls it after a batch, before it sleeps or blocks: it costs about as much as the
+/// encryption of 1 KiB.
+#[inline(never)]
+pub fn clear_residue() {
+    burn_stack();
+    clear_registers();
+}
+
+/// Runs `work` in a frame of its own, then clears that frame, also when `work` panics.
+///
+/// `R` must not hold key bytes.
+pub(crate) fn with_cleared_residue<R>(work: impl FnOnce() -> R) -> R {
+    struct Clear;
+    impl Drop for Clear {
+        fn drop(&mut self) {
+            clear_residue();
+        }
+    }
+    let _clear = Clear;
+    boundary(work)
+}
+
+/// Runs `work` in a frame of its own, so that a later [`clear_residue`] of the caller reaches it.
+#[inline(never)]
+pub(crate) fn boundary<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[inline(never)]
+fn burn_stack() {
+    let mut area = MaybeUninit::<[u8; BURN_BYTES]>::uninit();
+    // SAFETY: the area is ours and as long as said.
+    unsafe { std::ptr::write_bytes(area.as_mut_ptr().cast::<u8>(), 0, BURN_BYTES) };
+    // SAFETY: no instruction. To the compiler it may read the area, so that the writes stay.
+    unsafe {
+        std::arch::asm!("/* {} */", in(reg) area.as_mut_ptr(), options(nostack, preserves_flags));
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn clear_registers() {
+    if std::is_x86_feature_detected!("avx512f") {
+        // SAFETY: the processor and the system have AVX-512F.
+        unsafe { clear_avx512() };
+    } else if std::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor and the system have AVX.
+        unsafe { clear_avx() };
+    } else {
+        clear_sse();
+    }
+    clear_general();
+}
+
+/// The 32 registers of 512 bits and the mask registers.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn clear_avx512() {
+    // SAFETY: writes registers only, all of which the clobber list of the C ABI names (none of
+    // them is preserved over calls).
+    unsafe {
+        std::arch::asm!(
+            "vzeroall", // 0 to 15 whole, not only their lower half
+            "vpxord zmm16, zmm16, zmm16",
+            "vpxord zmm17, zmm17, zmm17",
+            "vpxord zmm18, zmm18, zmm18",
+            "vpxord zmm19, zmm19, zmm19",
+            "vpxord zmm20, zmm20, zmm20",
+            "vpxord zmm21, zmm21, zmm21",
+            "vpxord zmm22, zmm22, zmm22",
+            "vpxord zmm23, zmm23, zmm23",
+            "vpxord zmm24, zmm24, zmm24",
+            "vpxord zmm25, zmm25, zmm25",
+            "vpxord zmm26, zmm26, zmm26",
+            "vpxord zmm27, zmm27, zmm27",
+            "vpxord zmm28, zmm28, zmm28",
+            "vpxord zmm29, zmm29, zmm29",
+            "vpxord zmm30, zmm30, zmm30",
+            "vpxord zmm31, zmm31, zmm31",
+            "kxorw k0, k0, k0",
+            "kxorw k1, k1, k1",
+            "kxorw k2, k2, k2",
+            "kxorw k3, k3, k3",
+            "kxorw k4, k4, k4",
+            "kxorw k5, k5, k5",
+            "kxorw k6, k6, k6",
+            "kxorw k7, k7, k7",
+            clobber_abi("C"),
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+fn clear_avx() {
+    // SAFETY: writes registers only, all of which the clobber list of the C ABI names.
+    unsafe {
+        std::arch::asm!(
+            "vzeroall",
+            clobber_abi("C"),
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn clear_sse() {
+    // SAFETY: writes registers only, all of which the clobber list of the C ABI names.
+    unsafe {
+        std::arch::asm!(
+            "xorps xmm0, xmm0",
+            "xorps xmm1, xmm1",
+            "xorps xmm2, xmm2",
+            "xorps xmm3, xmm3",
+            "xorps xmm4, xmm4",
+            "xorps xmm5, xmm5",
+            "xorps xmm6, xmm6",
+            "xorps xmm7, xmm7",
+            "xorps xmm8, xmm8",
+            "xorps xmm9, xmm9",
+            "xorps xmm10, xmm10",
+            "xorps xmm11, xmm11",
+            "xorps xmm12, xmm12",
+            "xorps xmm13, xmm13",
+            "xorps xmm14, xmm14",
+            "xorps xmm15, xmm15",
+            clobber_abi("C"),
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// The general registers that a callee need not preserve: MACs and the portable cipher keep key
+/// words in them.
+#[cfg(target_arch = "x86_64")]
+fn clear_general() {
+    // SAFETY: writes registers and flags only; every one is in the clobber list of the C ABI.
+    unsafe {
+        std::arch::asm!(
+            "xor eax, eax",
+            "xor ecx, ecx",
+            "xor edx, edx",
+            "xor esi, esi",
+            "xor edi, edi",
+            "xor r8d, r8d",
+            "xor r9d, r9d",
+            "xor r10d, r10d",
+            "xor r11d, r11d",
+            clobber_abi("C"),
+            options(nomem, nostack),
+        );
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+fn clear_registers() {
+    // SAFETY: writes registers only. The lower halves of v8 to v15 are preserved over calls: naming
+    // the registers as outputs has the compiler save and restore them; the rest is in the clobber
+    // list of the C ABI.
+    unsafe {
+        std::arch::asm!(
+            "movi v0.2d, #0", "movi v1.2d, #0", "movi v2.2d, #0", "movi v3.2d, #0",
+            "movi v4.2d, #0", "movi v5.2d, #0", "movi v6.2d, #0", "movi v7.2d, #0",
+            "movi v8.2d, #0", "movi v9.2d, #0", "movi v10.2d, #0", "movi v11.2d, #0",
+            "movi v12.2d, #0", "movi v13.2d, #0", "movi v14.2d, #0", "movi v15.2d, #0",
+            "movi v16.2d, #0", "movi v17.2d, #0", "movi v18.2d, #0", "movi v19.2d, #0",
+            "movi v20.2d, #0", "movi v21.2d, #0", "movi v22.2d, #0", "movi v23.2d, #0",
+            "movi v24.2d, #0", "movi v25.2d, #0", "movi v26.2d, #0", "movi v27.2d, #0",
+            "movi v28.2d, #0", "movi v29.2d, #0", "movi v30.2d, #0", "movi v31.2d, #0",
+            out("v8") _, out("v9") _, out("v10") _, out("v11") _,
+            out("v12") _, out("v13") _, out("v14") _, out("v15") _,
+            clobber_abi("C"),
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// Elsewhere only the stack is cleared: there is no list of registers to go by.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn clear_registers() {}
