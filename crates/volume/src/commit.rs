@@ -1,0 +1,189 @@
+//! Commit: when a write is durable (rules R1 and R6).
+//!
+//! ```text
+//!   copy the dirty map pages ─▶ sync data ─▶ write the copies ─▶ sync meta
+//!                                    │            └─▶ (states changed) write directory pages ─▶ sync meta
+//!                                    │                    └─▶ (a directory is new) superblock, both slots
+//!                                    └─ no dirty page: that is all
+//! ```
+//!
+//! Always:
+//! - a page on disk never carries an entry newer than the last data sync: the copies are made before it;
+//! - a flush never joins a commit that has begun; all flushes that arrive during one share the next;
+//! - one commit at a time, run as a task of its own, so that no client that goes away or stalls holds up the others;
+//! - a failed sync or map write is for ever: it is recorded outside the layer, then every waiting and every later flush
+//!   and write is refused; nothing is tried again.
+//!
+//! Never: a sync on the caller's thread (the store sees to it), a reply before the record of a loss.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use event_listener::{Event, listener};
+use sealvol_store::Store;
+
+use crate::error::{Loss, LostStep, VolumeError};
+use crate::volume::Volume;
+
+/// The commits of one volume, counted.
+#[derive(Default)]
+pub(crate) struct Commits {
+    state: Mutex<State>,
+    ended: Event,
+}
+
+#[derive(Default)]
+struct State {
+    started: u64,
+    ended: u64,
+    lost: Option<Loss>,
+}
+
+impl Commits {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The loss that stopped the volume, if there is one.
+    pub(crate) fn lost(&self) -> Option<Loss> {
+        self.state().lost.clone()
+    }
+}
+
+impl<S: Store> Volume<S> {
+    /// Makes everything durable that was answered before this call, on whatever connection.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Failed`] once a sync or map write has failed, for ever.
+    pub(crate) async fn commit(self: &Arc<Self>) -> Result<(), VolumeError> {
+        // The next commit to begin is the first that is sure to see all of it.
+        let wanted = self.commits.state().started + 1;
+        loop {
+            listener!(self.commits.ended => ended);
+            let begin = {
+                let mut state = self.commits.state();
+                if let Some(loss) = &state.lost {
+                    return Err(VolumeError::Failed(loss.clone()));
+                }
+                if state.ended >= wanted {
+                    return Ok(());
+                }
+                let idle = state.started == state.ended;
+                if idle {
+                    state.started += 1;
+                }
+                idle
+            };
+            if begin {
+                let volume = Arc::clone(self);
+                self.host
+                    .spawn(Box::pin(async move { volume.run_commit().await }));
+            }
+            ended.await;
+        }
+    }
+
+    async fn run_commit(self: Arc<Self>) {
+        if let Err(loss) = self.commit_once().await {
+            self.record(loss).await;
+        }
+        {
+            let mut state = self.commits.state();
+            state.ended = state.started;
+        }
+        self.commits.ended.notify(usize::MAX);
+    }
+
+    /// Stops the volume for ever: recorded outside the layer first, then sticky, then the error to answer with.
+    pub(crate) async fn record(&self, loss: Loss) -> VolumeError {
+        self.host.record_loss(loss.clone()).await;
+        self.commits
+            .state()
+            .lost
+            .get_or_insert_with(|| loss.clone());
+        VolumeError::Failed(loss)
+    }
+
+    /// The same from a store's error.
+    pub(crate) async fn lose(&self, step: LostStep, cause: &VolumeError) -> VolumeError {
+        self.record(self.loss(step, cause)).await
+    }
+
+    /// The steps of one commit, in the order that the module's doc gives.
+    async fn commit_once(self: &Arc<Self>) -> Result<(), Loss> {
+        let mut head = self.head.lock().await;
+        let lost = |step| move |cause: VolumeError| self.loss(step, &cause);
+        self.punches.commit_begins();
+        let mut batch = self.map.copy_dirty();
+        sealvol_crypto::clear_residue();
+        self.data
+            .sync()
+            .await
+            .map_err(VolumeError::from)
+            .map_err(lost(LostStep::DataSync))?;
+        if !batch.is_empty() {
+            if self
+                .map
+                .write_pages(&mut batch)
+                .await
+                .map_err(lost(LostStep::MapWrite))?
+            {
+                self.sync_meta().await?;
+            }
+            self.map
+                .enter_directories(&batch)
+                .await
+                .map_err(lost(LostStep::MapWrite))?;
+            self.commit_directories(&mut head, false).await?;
+            self.map.settle(&batch);
+        }
+        drop(head);
+        if self.punches.commit_done() {
+            let volume = Arc::clone(self);
+            self.host
+                .spawn(Box::pin(async move { volume.run_punches().await }));
+        }
+        Ok(())
+    }
+
+    /// Writes and syncs directory pages, and the superblock if one of them is new.
+    pub(crate) async fn commit_directories(
+        self: &Arc<Self>,
+        head: &mut crate::superblock::Superblock,
+        stale: bool,
+    ) -> Result<(), Loss> {
+        let lost = |step| move |cause: VolumeError| self.loss(step, &cause);
+        let written = self
+            .map
+            .write_directories(stale)
+            .await
+            .map_err(lost(LostStep::MapWrite))?;
+        sealvol_crypto::clear_residue();
+        if written.any {
+            self.sync_meta().await?;
+        }
+        if written.new.is_empty() {
+            return Ok(());
+        }
+        let mut next = head.clone();
+        for (directory, sequence) in written.new {
+            next.root[crate::geometry::index(directory)] = sequence;
+        }
+        self.write_head(head, next)
+            .await
+            .map_err(lost(LostStep::SuperblockWrite))
+    }
+
+    async fn sync_meta(&self) -> Result<(), Loss> {
+        let synced = self.map.meta().sync().await;
+        synced.map_err(|cause| self.loss(LostStep::MapSync, &cause.into()))
+    }
+
+    pub(crate) fn loss(&self, step: LostStep, cause: &VolumeError) -> Loss {
+        Loss {
+            layer: self.params.layer,
+            step,
+            cause: cause.to_string(),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The states of one map page in memory: two bits a block, changed and read without a lock.
+//!
+//! Always: a block's state changes in one atomic step, so that a reader sees the old state or the new
+//! one, never something else. Who may change which block is the range locks' business, not this file's.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::geometry::{PAGE_BLOCKS, index};
+use crate::page::BlockState;
+
+const BITS: usize = 2;
+const PER_WORD: usize = 64 / BITS;
+
+/// 16,384 block states.
+pub(crate) struct Cells(Box<[AtomicU64]>);
+
+impl Cells {
+    /// All blocks in one state.
+    pub(crate) fn uniform(state: BlockState) -> Self {
+        let words = index(PAGE_BLOCKS) / PER_WORD;
+        Self((0..words).map(|_| AtomicU64::new(word_of(state))).collect())
+    }
+
+    pub(crate) fn get(&self, block: usize) -> BlockState {
+        let word = self.0[block / PER_WORD].load(Ordering::Acquire);
+        BlockState::from_bits(word >> (block % PER_WORD * BITS) & 3)
+    }
+
+    /// Sets a range of blocks, each in one step.
+    pub(crate) fn set(&self, blocks: Range<usize>, state: BlockState) {
+        let mut first = blocks.start;
+        while first < blocks.end {
+            let end = blocks.end.min((first / PER_WORD + 1) * PER_WORD);
+            let mask = mask(first % PER_WORD, end - first);
+            let value = word_of(state) & mask;
+            let change = |word| Some(word & !mask | value);
+            // The closure never gives up, so neither does fetch_update.
+            let _ =
+                self.0[first / PER_WORD].fetch_update(Ordering::AcqRel, Ordering::Acquire, change);
+            first = end;
+        }
+    }
+
+    /// How many blocks from `blocks.start` on have the state of the first one.
+    pub(crate) fn run(&self, blocks: Range<usize>) -> (BlockState, usize) {
+        let state = self.get(blocks.start);
+        let mut next = blocks.start + 1;
+        while next < blocks.end {
+            let whole = next.is_multiple_of(PER_WORD) && next + PER_WORD <= blocks.end;
+            if whole && self.0[next / PER_WORD].load(Ordering::Acquire) == word_of(state) {
+                next += PER_WORD;
+            } else if self.get(next) == state {
+                next += 1;
+            } else {
+                break;
+            }
+        }
+        (state, next - blocks.start)
+    }
+}
+
+/// A word whose 32 blocks all have this state.
+fn word_of(state: BlockState) -> u64 {
+    state.bits() * 0x5555_5555_5555_5555
+}
+
+fn mask(first: usize, count: usize) -> u64 {
+    let ones = if count == PER_WORD {
+        u64::MAX
+    } else {
+        (1 << (count * BITS)) - 1
+    };
+    ones << (first * BITS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn state(number: u8) -> BlockState {
+        BlockState::from_bits(u64::from(number % 3))
+    }
+
+    proptest! {
+        #[test]
+        fn cells_behave_like_an_array(changes in prop::collection::vec((0usize..16_384, 1usize..200, 0u8..3), 1..60)) {
+            let cells = Cells::uniform(BlockState::Absent);
+            let mut model = vec![BlockState::Absent; 16_384];
+            for (first, len, number) in changes {
+                let end = (first + len).min(16_384);
+                cells.set(first..end, state(number));
+                model[first..end].fill(state(number));
+            }
+            let mut at = 0;
+            while at < model.len() {
+                let (run_state, len) = cells.run(at..model.len());
+                let expected = model[at..].iter().take_while(|&&state| state == model[at]).count();
+                prop_assert_eq!((run_state, len), (model[at], expected));
+                prop_assert_eq!(cells.get(at), model[at]);
+                at += len;
+            }
+        }
+    }
+}
