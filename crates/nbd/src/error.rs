@@ -6,7 +6,7 @@
 use crate::wire::PAYLOAD_MAX;
 
 /// A connection that cannot go on.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The client broke a rule of the protocol: a defect in it, or an attack.
     #[error("the NBD client broke the protocol: {0}; look for a defect in the client")]

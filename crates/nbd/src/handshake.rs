@@ -32,7 +32,7 @@ mod state;
 use crate::error::{Error, PeerIncompatible, PeerMisbehaved};
 use crate::export::{ExportInfo, ExportListing, Refusal, Session};
 use crate::fields::{Malformed, string, u32_at, u64_at};
-use crate::option::{AfterDrop, Intake, Kept, Queries, parse_info, parse_meta_context};
+use crate::option::{AfterDrop, Intake, KEPT_MAX, Kept, Queries, parse_info, parse_meta_context};
 use crate::option_reply;
 use crate::wire::{
     BASE_ALLOCATION, IHAVEOPT, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES,
@@ -55,6 +55,10 @@ pub const OPTIONS_PER_LISTED_EXPORT: u32 = 8;
 
 /// The id of `base:allocation`. Any value would do: clients must treat it as opaque.
 pub const ALLOCATION_CONTEXT_ID: u32 = 1;
+
+/// Most memory a client can make a handshake hold, in bytes: 64 KiB of an option's data in a buffer
+/// that grows by doubling, and the answer to one option, which is a few strings.
+pub const MEMORY_HELD_MAX: usize = 2 * (KEPT_MAX as usize) + (16 << 10);
 
 /// What the handshake needs from the server, or where it led.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -225,6 +229,14 @@ impl ServerHandshake {
                 Purpose::SetMetaContext(_) => self.refuse(NBD_OPT_SET_META_CONTEXT, &refusal),
             },
         }
+    }
+
+    /// Bytes of memory that the buffers hold: input of an option that is not complete yet, and
+    /// output not yet taken. A client alone can bring it to [`MEMORY_HELD_MAX`] at most; the answer
+    /// to a list comes on top.
+    #[must_use]
+    pub fn memory_held(&self) -> usize {
+        self.gathered.capacity() + self.output.capacity()
     }
 
     fn wants_input(&self) -> bool {

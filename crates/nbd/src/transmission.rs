@@ -92,8 +92,8 @@ impl Command {
 }
 
 /// What the next bytes of the stream are. Except for [`Parsed::NeedMore`], the header's
-/// [`REQUEST_HEADER_LEN`] bytes are consumed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// [`REQUEST_HEADER_LEN`] bytes are consumed. It is `Copy`: nothing in it is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// Less than a header; nothing is consumed.
     NeedMore,

@@ -1,10 +1,10 @@
 //! The numbers of the NBD protocol, spelled as its document spells them.
 //!
-//! Source: `doc/proto.md` of <https://github.com/NetworkBlockDevice/nbd>, section names in brackets.
+//! Source: `doc/proto.md` of <https://github.com/NetworkBlockDevice/nbd>, section names in parentheses.
 //! Everything on the wire is big-endian. Nothing here decides anything: what a server makes of a
 //! value stands in `handshake.rs` and `transmission.rs`.
 
-// Magic numbers [Newstyle negotiation, Fixed newstyle negotiation, Transmission]
+// Magic numbers (Newstyle negotiation, Fixed newstyle negotiation, Transmission)
 
 /// First eight bytes from the server (`INIT_PASSWD`), ASCII `NBDMAGIC`.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
@@ -19,21 +19,21 @@ pub const NBD_SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// First four bytes of a structured reply chunk.
 pub const NBD_STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
-// Handshake flags, sent by the server [Handshake flags]
+// Handshake flags, sent by the server (Handshake flags)
 
 /// The server speaks fixed newstyle.
 pub const NBD_FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
 /// The server can leave out the 124 zeroes after `NBD_OPT_EXPORT_NAME`.
 pub const NBD_FLAG_NO_ZEROES: u16 = 1 << 1;
 
-// Client flags [Client flags]
+// Client flags (Client flags)
 
 /// The client speaks fixed newstyle.
 pub const NBD_FLAG_C_FIXED_NEWSTYLE: u32 = 1 << 0;
 /// The client wants no 124 zeroes after `NBD_OPT_EXPORT_NAME`.
 pub const NBD_FLAG_C_NO_ZEROES: u32 = 1 << 1;
 
-// Transmission flags [Transmission flags]
+// Transmission flags (Transmission flags)
 
 /// Always set.
 pub const NBD_FLAG_HAS_FLAGS: u16 = 1 << 0;
@@ -58,7 +58,7 @@ pub const NBD_FLAG_SEND_CACHE: u16 = 1 << 10;
 /// `NBD_CMD_FLAG_FAST_ZERO` is served.
 pub const NBD_FLAG_SEND_FAST_ZERO: u16 = 1 << 11;
 
-// Options [Option types]
+// Options (Option types)
 
 /// Choose an export and start transmission; cannot answer an error.
 pub const NBD_OPT_EXPORT_NAME: u32 = 1;
@@ -83,7 +83,7 @@ pub const NBD_OPT_SET_META_CONTEXT: u32 = 10;
 /// Experimental extension; this server does not speak it.
 pub const NBD_OPT_EXTENDED_HEADERS: u32 = 11;
 
-// Option replies [Option reply types]
+// Option replies (Option reply types)
 
 /// Done.
 pub const NBD_REP_ACK: u32 = 1;
@@ -114,7 +114,7 @@ pub const NBD_REP_ERR_BLOCK_SIZE_REQD: u32 = NBD_REP_FLAG_ERROR + 8;
 /// The option or its answer is too large.
 pub const NBD_REP_ERR_TOO_BIG: u32 = NBD_REP_FLAG_ERROR + 9;
 
-// Information items [NBD_REP_INFO]
+// Information items (NBD_REP_INFO)
 
 /// Size and transmission flags.
 pub const NBD_INFO_EXPORT: u16 = 0;
@@ -125,7 +125,7 @@ pub const NBD_INFO_DESCRIPTION: u16 = 2;
 /// Size constraints.
 pub const NBD_INFO_BLOCK_SIZE: u16 = 3;
 
-// Requests [Request types]
+// Requests (Request types)
 
 /// Read.
 pub const NBD_CMD_READ: u16 = 0;
@@ -144,7 +144,7 @@ pub const NBD_CMD_WRITE_ZEROES: u16 = 6;
 /// Query metadata of the range.
 pub const NBD_CMD_BLOCK_STATUS: u16 = 7;
 
-// Command flags [Command flags]
+// Command flags (Command flags)
 
 /// Durable before the reply; valid on every command.
 pub const NBD_CMD_FLAG_FUA: u16 = 1 << 0;
@@ -157,7 +157,7 @@ pub const NBD_CMD_FLAG_REQ_ONE: u16 = 1 << 3;
 /// Fail unless faster than a write; `NBD_CMD_WRITE_ZEROES` only.
 pub const NBD_CMD_FLAG_FAST_ZERO: u16 = 1 << 4;
 
-// Structured replies [Structured reply flags, Structured reply types]
+// Structured replies (Structured reply flags, Structured reply types)
 
 /// Last chunk of its reply.
 pub const NBD_REPLY_FLAG_DONE: u16 = 1 << 0;
@@ -176,7 +176,7 @@ pub const NBD_REPLY_TYPE_ERROR: u16 = NBD_REPLY_TYPE_FLAG_ERROR + 1;
 /// The request failed at an offset.
 pub const NBD_REPLY_TYPE_ERROR_OFFSET: u16 = NBD_REPLY_TYPE_FLAG_ERROR + 2;
 
-// Metadata contexts [The `base:` metadata namespace]
+// Metadata contexts (The `base:` metadata namespace)
 
 /// The wildcard of the namespace; lists, never selects.
 pub const BASE_WILDCARD: &str = "base:";
@@ -203,10 +203,10 @@ pub const SIMPLE_REPLY_LEN: usize = 4 + 4 + 8;
 pub const CHUNK_HEADER_LEN: usize = 4 + 2 + 2 + 8 + 4;
 /// Reserved bytes that end the answer to `NBD_OPT_EXPORT_NAME`.
 pub const EXPORT_NAME_ZEROES: usize = 124;
-/// Longest string of the protocol [Conventions].
+/// Longest string of the protocol (its section "Conventions").
 pub const STRING_MAX: usize = 4096;
 
-// Size constraints [Size constraints]: the protocol's defaults, so that a client which never asks
+// Size constraints (section of that name): the protocol's defaults, so that a client which never asks
 // is served as well as one which does.
 
 /// Smallest addressable length and alignment.
