@@ -1,1 +1,98 @@
-//! See Cargo.toml for what this crate is for.
+//! Key services, and the child process that runs them.
+//!
+//! A key service holds key-encryption keys and wraps volume keys with them. [`KeyService`] is what
+//! each provider implements; [`local`] is the one that is always there. They run in `sealvol-keys`,
+//! a child of the daemon that carries out one batch of calls and exits ([`child`]): the daemon links
+//! none of this.
+//!
+//! # How is a key refused?
+//!
+//! A provider fails with a [`Refusal`]: a variant by cause, with the provider's own error name (those
+//! of AWS KMS, where it has one for the cause). The daemon acts on its class only:
+//!
+//! | class | causes here | what the daemon does |
+//! |---|---|---|
+//! | key unusable | key disabled; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
+//! | not permitted | the caller's right does not cover the call; a file that others can read or write | no retry |
+//! | wrong key or tamper | wrapped key, context or key material changed; wrapped under another key; wrong master key | never retries; alarm |
+//! | gone for ever | no such key | keeps the ciphertext |
+//! | transient | database busy, I/O error, no locked memory | retries with backoff; never a revocation |
+//! | caller bug | malformed name, context or wrapped key; key exists | rejects |
+//!
+//! What always holds:
+//! - no call returns plaintext but [`KeyService::unwrap`], and that into locked memory;
+//! - a wrapped key is unwrapped by the key it names *and* that the caller asked for, never another;
+//! - no message, error or log of this crate holds a key byte.
+
+pub mod batch;
+pub mod child;
+mod confinement;
+pub mod local;
+mod refusal;
+
+use std::future::Future;
+use std::sync::Arc;
+
+use sealvol_control::keychild::{KeyDescription, Wrapped};
+use sealvol_crypto::locked::KeyMemory;
+use sealvol_crypto::{EncryptionContext, VolumeKey};
+
+pub use refusal::Refusal;
+
+/// A key service. Callers set the deadline: the child is killed when its time is over.
+///
+/// `key` is a key's name or id in the provider's own words.
+pub trait KeyService {
+    /// Makes a key-encryption key with its first version, whole or not at all.
+    fn create_key(&self, name: &str) -> impl Future<Output = Result<KeyDescription, Refusal>>;
+
+    /// Tells state, versions and age of a key; answered in every state.
+    fn describe(&self, key: &str) -> impl Future<Output = Result<KeyDescription, Refusal>>;
+
+    /// Makes a volume key and wraps it under the latest version of `key`. Nobody gets its plaintext.
+    fn generate(
+        &self,
+        key: &str,
+        context: &EncryptionContext,
+    ) -> impl Future<Output = Result<Wrapped, Refusal>>;
+
+    /// Tells all keys, by name.
+    fn list_keys(&self) -> impl Future<Output = Result<Vec<KeyDescription>, Refusal>>;
+
+    /// Wraps the same volume key under the latest version of another (or the same) key. Nobody gets
+    /// its plaintext.
+    fn rewrap(
+        &self,
+        from: &WrappedUnder<'_>,
+        key: &str,
+        context: &EncryptionContext,
+    ) -> impl Future<Output = Result<Wrapped, Refusal>>;
+
+    /// The volume key, in a slot of `memory`.
+    fn unwrap(
+        &self,
+        wrapped: &WrappedUnder<'_>,
+        memory: &Arc<KeyMemory>,
+    ) -> impl Future<Output = Result<Unwrapped, Refusal>>;
+}
+
+/// A wrapped volume key with what the caller claims of it. All three must fit.
+#[derive(Clone, Copy, Debug)]
+pub struct WrappedUnder<'a> {
+    /// The key it is wrapped under.
+    pub key: &'a str,
+    /// What [`Wrapped::blob`] held.
+    pub blob: &'a [u8],
+    /// What it is bound to.
+    pub context: &'a EncryptionContext,
+}
+
+/// A volume key, and what opened it.
+pub struct Unwrapped {
+    /// The key, in locked memory.
+    pub volume_key: VolumeKey,
+    /// Id of the key-encryption key.
+    pub key_id: String,
+    /// Version of that key.
+    pub key_version: u32,
+}

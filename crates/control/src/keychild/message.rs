@@ -87,7 +87,6 @@ pub struct Provider {
 /// The kinds of key service, each with its configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
-#[non_exhaustive]
 pub enum Service {
     /// Keys in an SQLite file on this host, sealed by a master key.
     Local(LocalService),
@@ -135,7 +134,6 @@ pub type Context = BTreeMap<String, String>;
 /// One call to a key service. `key` is a key's name or id in the provider's own words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
 pub enum Call {
     /// Make a key-encryption key. One of that name that exists is a conflict, not a success.
     CreateKey {
@@ -199,7 +197,6 @@ pub type CallResult = Result<Done, KeyFailure>;
 /// A call that succeeded, by the name of the call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-#[non_exhaustive]
 pub enum Done {
     /// The new key.
     CreateKey(KeyDescription),
@@ -280,7 +277,6 @@ pub struct KeyVersion {
 /// Whether a key can be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[non_exhaustive]
 pub enum KeyState {
     /// Refuses every use until it is enabled again.
     Disabled,

@@ -1,2 +1,7 @@
-//! The key child.
-fn main() {}
+//! The key child of sealvold. See [`sealvol_kms::child`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sealvol_kms::child::main()
+}

@@ -1,0 +1,145 @@
+//! Carries out a batch: checks the caller's right to each call, then asks the key service.
+//!
+//! What always holds: a call that the right does not cover never reaches the service; each call
+//! succeeds or fails by itself; for each successful `Unwrap`, and for nothing else, there is one
+//! volume key, in the order of the calls.
+
+use std::sync::Arc;
+
+use sealvol_control::keychild::{
+    Call, CallResult, Context, Done, KeyFailure, Right, WRAPPED_MAX, Wrapped,
+};
+use sealvol_crypto::locked::KeyMemory;
+use sealvol_crypto::{EncryptionContext, VolumeKey};
+
+use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
+
+/// Results of the calls, and the volume keys that were unwrapped.
+pub struct Outcome {
+    /// One for each call.
+    pub results: Vec<CallResult>,
+    /// One for each successful `Unwrap`.
+    pub keys: Vec<VolumeKey>,
+}
+
+/// Carries out `calls`. A service that could not be opened refuses every call that is permitted.
+pub async fn carry_out<S: KeyService>(
+    service: Result<&S, &Refusal>,
+    memory: &Arc<KeyMemory>,
+    right: Right,
+    calls: &[Call],
+) -> Outcome {
+    let mut outcome = Outcome {
+        results: Vec::with_capacity(calls.len()),
+        keys: Vec::new(),
+    };
+    for call in calls {
+        let result = match permitted(right, call).and_then(|()| service.map_err(KeyFailure::from)) {
+            Ok(service) => carry_out_one(service, memory, call, &mut outcome.keys)
+                .await
+                .map_err(|refusal| KeyFailure::from(&refusal)),
+            Err(failure) => Err(failure),
+        };
+        outcome.results.push(result);
+    }
+    outcome
+}
+
+fn permitted(right: Right, call: &Call) -> Result<(), KeyFailure> {
+    if right.permits(call) {
+        return Ok(());
+    }
+    Err(KeyFailure::from(&Refusal::NotPermitted {
+        right,
+        call: name(call),
+    }))
+}
+
+async fn carry_out_one<S: KeyService>(
+    service: &S,
+    memory: &Arc<KeyMemory>,
+    call: &Call,
+    keys: &mut Vec<VolumeKey>,
+) -> Result<Done, Refusal> {
+    Ok(match call {
+        Call::CreateKey { name } => Done::CreateKey(service.create_key(name).await?),
+        Call::Describe { key } => Done::Describe(service.describe(key).await?),
+        Call::Generate { key, context } => {
+            Done::Generate(bounded(service.generate(key, &checked(context)?).await?)?)
+        }
+        Call::ListKeys => Done::ListKeys(service.list_keys().await?),
+        Call::Rewrap {
+            key,
+            wrapped,
+            old_context,
+            new_key,
+            new_context,
+        } => {
+            let from = WrappedUnder {
+                key,
+                blob: fitting(wrapped)?,
+                context: &checked(old_context)?,
+            };
+            let rewrapped = service
+                .rewrap(&from, new_key, &checked(new_context)?)
+                .await?;
+            Done::Rewrap(bounded(rewrapped)?)
+        }
+        Call::Unwrap {
+            key,
+            wrapped,
+            context,
+        } => {
+            let wrapped = WrappedUnder {
+                key,
+                blob: fitting(wrapped)?,
+                context: &checked(context)?,
+            };
+            let Unwrapped {
+                volume_key,
+                key_id,
+                key_version,
+            } = service.unwrap(&wrapped, memory).await?;
+            keys.push(volume_key);
+            Done::Unwrap {
+                key_id,
+                key_version,
+            }
+        }
+    })
+}
+
+fn checked(context: &Context) -> Result<EncryptionContext, Refusal> {
+    let pairs = context
+        .iter()
+        .map(|(key, value)| (key.clone(), value.clone()));
+    EncryptionContext::new(pairs).map_err(|error| Refusal::BadContext {
+        reason: error.to_string(),
+    })
+}
+
+fn fitting(wrapped: &[u8]) -> Result<&[u8], Refusal> {
+    if wrapped.len() > WRAPPED_MAX {
+        return Err(Refusal::WrappedKeyLength {
+            bytes: wrapped.len(),
+        });
+    }
+    Ok(wrapped)
+}
+
+/// What a service made must fit the field it is stored in.
+fn bounded(wrapped: Wrapped) -> Result<Wrapped, Refusal> {
+    fitting(&wrapped.blob)?;
+    Ok(wrapped)
+}
+
+fn name(call: &Call) -> &'static str {
+    match call {
+        Call::CreateKey { .. } => "CreateKey",
+        Call::Describe { .. } => "Describe",
+        Call::Generate { .. } => "Generate",
+        Call::ListKeys => "ListKeys",
+        Call::Rewrap { .. } => "Rewrap",
+        Call::Unwrap { .. } => "Unwrap",
+    }
+}

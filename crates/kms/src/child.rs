@@ -1,0 +1,208 @@
+//! The key child: the process that carries out one batch and exits.
+//!
+//! ```text
+//! harden → fd 0 and 1 are sockets? → no new privileges → receive batch → confine → open the
+//! provider → carry out → keys to fd 1 → reply to fd 0 → exit
+//! ```
+//! What always holds: the process is hardened before it reads anything; it is confined to the
+//! provider's files before it opens one; keys are written before the reply that announces them; when
+//! the daemon goes away it ends at once, whatever it is waiting for.
+//!
+//! It never writes anything but keys to standard output, and never a key anywhere else.
+
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::FileType;
+use sealvol_control::keychild::frame::{self, FrameError};
+use sealvol_control::keychild::{
+    Batch, CALLS_MAX, Call, Confinement, KeyFailure, Reply, Right, Service,
+};
+use sealvol_crypto::locked::{KeyMemory, Policy};
+use sealvol_crypto::{HardenError, KeyError, harden_process};
+
+use crate::batch::{Outcome, carry_out};
+use crate::confinement::{self, Needs};
+use crate::local::{self, Local};
+use crate::{KeyService, Refusal};
+
+/// Why a batch has no reply. The daemon gets the text by standard error.
+#[derive(Debug, thiserror::Error)]
+enum ChildError {
+    #[error("batch: {0}")]
+    Batch(FrameError),
+    #[error("cannot be confined: {0}")]
+    Confine(#[from] landlock::RulesetError),
+    #[error(transparent)]
+    Harden(#[from] HardenError),
+    #[error("keys: {0}")]
+    KeySocket(#[from] KeyError),
+    #[error("cannot give up new privileges: {0}")]
+    NewPrivileges(io::Error),
+    #[error(
+        "is started by sealvold with sockets as standard input and output; not for use by hand"
+    )]
+    NotAChild,
+    #[error("reply: {0}")]
+    Reply(FrameError),
+    #[error("{0}")]
+    System(#[from] io::Error),
+    #[error("batch: {calls} calls; at most {CALLS_MAX} are possible")]
+    TooManyCalls { calls: usize },
+}
+
+/// The whole program.
+pub fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), ChildError> {
+    harden_process()?;
+    let (messages, mut keys_out) = sockets()?;
+    confinement::forbid_new_privileges().map_err(ChildError::NewPrivileges)?;
+    let (batch, passphrase): (Batch, _) = frame::receive(&messages).map_err(ChildError::Batch)?;
+    if batch.calls.len() > CALLS_MAX {
+        return Err(ChildError::TooManyCalls {
+            calls: batch.calls.len(),
+        });
+    }
+    let create = may_create(&batch);
+    let needs = needs(&batch.provider.service, create);
+    let confined = confinement::confine(needs.as_ref().unwrap_or(&Needs::NOTHING))?;
+    let replied = exit_with_daemon(&messages)?;
+
+    let (Outcome { results, keys }, protection) = match needs {
+        Ok(_) => execute(&batch, create, passphrase.as_ref())?,
+        Err(refusal) => (refuse_all(&refusal, &batch.calls), None),
+    };
+    for key in keys {
+        key.write_to(&mut keys_out)?;
+    }
+    replied.store(true, Ordering::Release);
+    let confinement = Confinement {
+        landlock: confined,
+        protection,
+    };
+    frame::send(
+        &messages,
+        &Reply {
+            confinement,
+            results,
+        },
+    )
+    .map_err(ChildError::Reply)
+}
+
+/// Message and key socket: descriptors 0 and 1.
+fn sockets() -> Result<(UnixStream, UnixStream), ChildError> {
+    let socket = |descriptor: &dyn AsFd| {
+        let found = rustix::fs::fstat(descriptor.as_fd()).map_err(|_| ChildError::NotAChild)?;
+        if FileType::from_raw_mode(found.st_mode) != FileType::Socket {
+            return Err(ChildError::NotAChild);
+        }
+        Ok(UnixStream::from(descriptor.as_fd().try_clone_to_owned()?))
+    };
+    Ok((socket(&io::stdin())?, socket(&io::stdout())?))
+}
+
+/// Whether this batch may make what is missing: the operator asked for a key, and the configuration
+/// allows it.
+fn may_create(batch: &Batch) -> bool {
+    let Service::Local(service) = &batch.provider.service;
+    service.create
+        && batch.right == Right::Administer
+        && batch
+            .calls
+            .iter()
+            .any(|call| matches!(call, Call::CreateKey { .. }))
+}
+
+fn needs(service: &Service, create: bool) -> Result<Needs, Refusal> {
+    match service {
+        Service::Local(service) => local::needs(service, create),
+    }
+}
+
+/// Ends this process when the other end of `messages` is closed, until the flag that it returns is
+/// set: then the daemon has what it wants and may be the first to close.
+fn exit_with_daemon(messages: &UnixStream) -> io::Result<Arc<AtomicBool>> {
+    let replied = Arc::new(AtomicBool::new(false));
+    let (seen, messages) = (Arc::clone(&replied), messages.try_clone()?);
+    thread::Builder::new()
+        .name("daemon-watch".to_owned())
+        .spawn(move || {
+            let mut watched = [PollFd::new(&messages, PollFlags::empty())];
+            while poll(&mut watched, None) == Err(rustix::io::Errno::INTR) {}
+            if !seen.load(Ordering::Acquire) {
+                say("the daemon is gone");
+                std::process::exit(1);
+            }
+        })?;
+    Ok(replied)
+}
+
+/// Opens the provider and carries out the batch.
+fn execute(
+    batch: &Batch,
+    create: bool,
+    passphrase: Option<&OwnedFd>,
+) -> io::Result<(Outcome, Option<String>)> {
+    let policy = Policy {
+        require_secretmem: batch.require_secretmem,
+    };
+    let memory = match KeyMemory::new(policy) {
+        Ok(memory) => memory,
+        Err(error) => return Ok((refuse_all(&error.into(), &batch.calls), None)),
+    };
+    let name = &batch.provider.name;
+    let outcome = match &batch.provider.service {
+        Service::Local(service) => run_calls(
+            Local::open(name, service, create, passphrase, &memory),
+            &memory,
+            batch,
+        )?,
+    };
+    Ok((outcome, Some(memory.protection().to_string())))
+}
+
+fn run_calls<S: KeyService>(
+    service: Result<S, Refusal>,
+    memory: &Arc<KeyMemory>,
+    batch: &Batch,
+) -> io::Result<Outcome> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    Ok(runtime.block_on(carry_out(
+        service.as_ref(),
+        memory,
+        batch.right,
+        &batch.calls,
+    )))
+}
+
+fn refuse_all(refusal: &Refusal, calls: &[Call]) -> Outcome {
+    let results = calls
+        .iter()
+        .map(|_| Err(KeyFailure::from(refusal)))
+        .collect();
+    Outcome {
+        results,
+        keys: Vec::new(),
+    }
+}
+
+/// Tells the daemon. That it does not listen is no reason to fail otherwise.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "sealvol-keys: {text}");
+}

@@ -1,0 +1,71 @@
+//! What the key child may still do once it knows its batch: use the files of its provider.
+//!
+//! Landlock (landlock(7)) denies every other path, and with kernels that can, all of TCP, abstract
+//! Unix sockets and signals to others. Best effort, for it is a second wall: where the kernel knows
+//! less of it, less is enforced and the reply says so. `NO_NEW_PRIVS` is not best effort.
+
+use std::io;
+use std::path::PathBuf;
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use sealvol_control::keychild::Landlock;
+
+/// The newest rules that are asked for (Linux 6.12).
+const RULES: ABI = ABI::V6;
+
+/// What a provider needs. Paths that do not exist are left out: they cannot be used either.
+#[derive(Debug)]
+pub(crate) struct Needs {
+    /// Directories to read, make, change and remove files in.
+    pub(crate) directories: Vec<PathBuf>,
+    /// Files to read.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+impl Needs {
+    /// No file at all.
+    pub(crate) const NOTHING: Self = Self {
+        directories: Vec::new(),
+        files: Vec::new(),
+    };
+}
+
+/// Gives up the chance to gain privileges by exec.
+pub(crate) fn forbid_new_privileges() -> io::Result<()> {
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Confines this thread and all it starts to `needs`, for ever. Call it before there are others.
+pub(crate) fn confine(needs: &Needs) -> Result<Landlock, RulesetError> {
+    let files: BitFlags<AccessFs> = AccessFs::ReadFile
+        | AccessFs::WriteFile
+        | AccessFs::Truncate
+        | AccessFs::MakeReg
+        | AccessFs::RemoveFile
+        | AccessFs::ReadDir;
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(RULES))?
+        .handle_access(AccessNet::from_all(RULES))?
+        .scope(Scope::from_all(RULES))?
+        .create()?;
+    for (paths, access) in [
+        (&needs.directories, files),
+        (&needs.files, AccessFs::ReadFile.into()),
+    ] {
+        for path in paths {
+            // The check of the provider that follows says what is wrong with a path.
+            if let Ok(path) = PathFd::new(path) {
+                rules = rules.add_rule(PathBeneath::new(path, access))?;
+            }
+        }
+    }
+    Ok(match rules.restrict_self()?.ruleset {
+        RulesetStatus::FullyEnforced => Landlock::Full,
+        RulesetStatus::PartiallyEnforced => Landlock::Partial,
+        RulesetStatus::NotEnforced => Landlock::None,
+    })
+}

@@ -1,0 +1,245 @@
+//! Why a key service says no: by cause, each with class, the provider's name for it and a next step.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use sealvol_control::keychild::{FailureClass, KeyFailure, Right, WRAPPED_MAX};
+use sealvol_crypto::locked::LockedError;
+
+/// A refusal. `key` is a key reference (`PROVIDER:KEY`) throughout.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(
+    missing_docs,
+    reason = "the message above each variant says what it is"
+)]
+pub enum Refusal {
+    #[error("encryption context: {reason}")]
+    BadContext { reason: String },
+    #[error("key name {name:?}: {reason}")]
+    BadKeyName { name: String, reason: &'static str },
+    #[error("key database {}: {source}", path.display())]
+    Database {
+        path: PathBuf,
+        source: rusqlite::Error,
+    },
+    #[error("key database {}: another process holds it locked", path.display())]
+    DatabaseBusy { path: PathBuf },
+    #[error("key database {}: damaged: {reason}", path.display())]
+    DatabaseDamaged { path: PathBuf, reason: String },
+    #[error("key {key}: is disabled")]
+    Disabled { key: String },
+    #[error("{}: is not a key database of sealvol", path.display())]
+    ForeignDatabase { path: PathBuf },
+    #[error("key {key}: exists already")]
+    KeyExists { key: String },
+    #[error(
+        "key {key}: the material of its version {version} does not open under the master key, which is the right one"
+    )]
+    KeyMaterialChanged { key: String, version: u32 },
+    #[error("cannot hold keys in memory: {0}")]
+    LockedMemory(#[from] LockedError),
+    #[error("the key database is sealed by {sealed_by}, but the configuration names {configured}")]
+    MasterKeyKind {
+        sealed_by: &'static str,
+        configured: &'static str,
+    },
+    #[error("master key {}: has {bytes} bytes; a master key has exactly 32", path.display())]
+    MasterKeyLength { path: PathBuf, bytes: u64 },
+    #[error("master key {}: cannot be read: {source}", path.display())]
+    MasterKeyMissing { path: PathBuf, source: io::Error },
+    #[error("key database {}: format {found}, made by a newer release; this one knows formats up to {known}", path.display())]
+    NewerFormat {
+        path: PathBuf,
+        found: i64,
+        known: i64,
+    },
+    #[error("key database {}: there is none", path.display())]
+    NoDatabase { path: PathBuf },
+    #[error("{}: is not the absolute path of a file", path.display())]
+    NoFilePath { path: PathBuf },
+    #[error("master key: the passphrase's file descriptor did not come with the batch")]
+    NoPassphrase,
+    #[error("{call} is not permitted under the right {right:?}")]
+    NotPermitted { right: Right, call: &'static str },
+    #[error("master key: the passphrase cannot be read: {reason}")]
+    Passphrase { reason: String },
+    #[error("{}: {source}", path.display())]
+    System { path: PathBuf, source: io::Error },
+    #[error("key {key}: does not exist")]
+    UnknownKey { key: String },
+    #[error("key {key}: the wrapped key names version {version} of it, which does not exist here")]
+    UnknownVersion { key: String, version: u32 },
+    #[error("{}: {reason}", path.display())]
+    UnsafePlace { path: PathBuf, reason: String },
+    #[error("the volume key cannot be made: {reason}")]
+    VolumeKey { reason: String },
+    #[error("key {key}: the wrapped key does not open with this key and context: {reason}")]
+    WrappedKeyChanged { key: String, reason: String },
+    #[error("wrapped key: has {bytes} bytes; at most {WRAPPED_MAX} are possible")]
+    WrappedKeyLength { bytes: usize },
+    #[error("key {key}: its id is {asked}, but the wrapped key was wrapped under {found}")]
+    WrappedUnderOther {
+        key: String,
+        asked: String,
+        found: String,
+    },
+    #[error("key database {}: this is not the master key it was made with", path.display())]
+    WrongMasterKey { path: PathBuf },
+}
+
+impl Refusal {
+    pub(crate) fn system(path: &Path, source: io::Error) -> Self {
+        Self::System {
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    /// Class, the provider's own error name, next step: the one table of them.
+    fn verdict(&self) -> (FailureClass, &'static str, &'static str) {
+        use FailureClass::{
+            CallerBug, GoneForEver, KeyUnusable, NotPermitted, Transient, WrongKeyOrTamper,
+        };
+        match self {
+            Self::BadContext { .. } => (CallerBug, "ValidationException", "correct the context"),
+            Self::BadKeyName { .. } => (CallerBug, "ValidationException", "choose another name"),
+            Self::Database { .. } => (
+                Transient,
+                "KMSInternalException",
+                "see whether its disk works and has space",
+            ),
+            Self::DatabaseBusy { .. } => (Transient, "DependencyTimeoutException", "try again"),
+            Self::DatabaseDamaged { .. } => (
+                KeyUnusable,
+                "DatabaseDamaged",
+                "restore the file from a backup",
+            ),
+            Self::Disabled { .. } => (
+                KeyUnusable,
+                "DisabledException",
+                "enable the key: sealvol key enable",
+            ),
+            Self::ForeignDatabase { .. } => (
+                CallerBug,
+                "ForeignDatabase",
+                "correct the path in the configuration",
+            ),
+            Self::KeyExists { .. } => (
+                CallerBug,
+                "AlreadyExistsException",
+                "use it or choose another name",
+            ),
+            Self::KeyMaterialChanged { .. } => (
+                WrongKeyOrTamper,
+                "KeyMaterialChanged",
+                "find out who changed the key database and restore it from a backup",
+            ),
+            Self::LockedMemory(_) => (
+                Transient,
+                "LockedMemoryUnavailable",
+                "raise the limit the message names",
+            ),
+            Self::MasterKeyKind { .. } => (
+                CallerBug,
+                "MasterKeyKind",
+                "correct the master key in the configuration",
+            ),
+            Self::MasterKeyLength { .. } => (
+                KeyUnusable,
+                "MasterKeyUnavailable",
+                "restore the master key from a backup",
+            ),
+            Self::MasterKeyMissing { .. } => (
+                KeyUnusable,
+                "MasterKeyUnavailable",
+                "put the master key in its place; without it no key in the database can be used",
+            ),
+            Self::NewerFormat { .. } => (
+                KeyUnusable,
+                "NewerFormat",
+                "use the release that made it, or a later one",
+            ),
+            Self::NoDatabase { .. } => (
+                KeyUnusable,
+                "NoDatabase",
+                "restore it from a backup, or create a first key: sealvol key create",
+            ),
+            Self::NoFilePath { .. } => (
+                CallerBug,
+                "ValidationException",
+                "write an absolute path in the configuration",
+            ),
+            Self::NoPassphrase => (
+                KeyUnusable,
+                "MasterKeyUnavailable",
+                "give the daemon the passphrase",
+            ),
+            Self::NotPermitted { .. } => (
+                NotPermitted,
+                "AccessDeniedException",
+                "ask for the right that covers the call",
+            ),
+            Self::Passphrase { .. } => (
+                KeyUnusable,
+                "MasterKeyUnavailable",
+                "give the daemon the passphrase anew",
+            ),
+            Self::System { .. } => (
+                Transient,
+                "KMSInternalException",
+                "remove the cause and try again",
+            ),
+            Self::UnknownKey { .. } => (
+                GoneForEver,
+                "NotFoundException",
+                "check the name: sealvol key list; a deleted key does not come back",
+            ),
+            Self::UnknownVersion { .. } | Self::WrappedKeyChanged { .. } => (
+                WrongKeyOrTamper,
+                "InvalidCiphertextException",
+                "the wrapped key was changed, moved from another volume, or is of another key \
+                 service: restore the volume's metadata",
+            ),
+            Self::UnsafePlace { .. } => (
+                NotPermitted,
+                "UnsafePlace",
+                "give it to the daemon's user and take access from all others (chmod go=)",
+            ),
+            Self::VolumeKey { .. } => (Transient, "KMSInternalException", "try again"),
+            Self::WrappedKeyLength { .. } => (
+                CallerBug,
+                "ValidationException",
+                "give the wrapped key as the service made it",
+            ),
+            Self::WrappedUnderOther { .. } => (
+                WrongKeyOrTamper,
+                "IncorrectKeyException",
+                "use the key it was wrapped under; if nobody changed it, the metadata was tampered with",
+            ),
+            Self::WrongMasterKey { .. } => (
+                WrongKeyOrTamper,
+                "WrongMasterKey",
+                "give the master key or passphrase of this database",
+            ),
+        }
+    }
+
+    /// The class.
+    #[must_use]
+    pub fn class(&self) -> FailureClass {
+        self.verdict().0
+    }
+}
+
+impl From<&Refusal> for KeyFailure {
+    fn from(refusal: &Refusal) -> Self {
+        let (class, provider_error, next_step) = refusal.verdict();
+        Self {
+            class,
+            provider_error: provider_error.to_owned(),
+            message: refusal.to_string(),
+            next_step: next_step.to_owned(),
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! A directory with a `local` provider in it, and calls to it through the real `sealvol-keys`.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealvol_control::keychild::{
+    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChild, KeyFailure,
+    LocalService, MasterKey, Provider, Right, Service, Wrapped,
+};
+use sealvol_crypto::VolumeKey;
+use sealvol_crypto::locked::{KeyMemory, Policy};
+use tempfile::TempDir;
+
+/// Longer than any call takes on a slow machine.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) struct Place {
+    pub(crate) directory: TempDir,
+    pub(crate) master_key: MasterKey,
+}
+
+impl Place {
+    /// A provider whose master key is a file, with the key `default`.
+    pub(crate) async fn with_default_key() -> Self {
+        let place = Self::empty();
+        place
+            .create_key("default")
+            .await
+            .expect("the first key is created");
+        place
+    }
+
+    /// A provider whose master key is a file; neither file nor database are there.
+    pub(crate) fn empty() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let master_key = MasterKey::File {
+            path: directory.path().join("local/master.key"),
+        };
+        Self {
+            directory,
+            master_key,
+        }
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.directory.path().join("local/keys.db")
+    }
+
+    pub(crate) fn master_key_file(&self) -> PathBuf {
+        self.directory.path().join("local/master.key")
+    }
+
+    pub(crate) fn batch(&self, right: Right, calls: Vec<Call>) -> Batch {
+        let service = Service::Local(LocalService {
+            database: self.database(),
+            master_key: self.master_key.clone(),
+            create: true,
+        });
+        let provider = Provider {
+            name: "local".to_owned(),
+            service,
+        };
+        Batch {
+            right,
+            provider,
+            require_secretmem: false,
+            calls,
+        }
+    }
+
+    pub(crate) async fn answer(&self, right: Right, calls: Vec<Call>) -> Answer {
+        child()
+            .call(&self.batch(right, calls))
+            .await
+            .expect("the child replies")
+    }
+
+    pub(crate) async fn call(&self, right: Right, call: Call) -> CallResult {
+        let mut answer = self.answer(right, vec![call]).await;
+        answer.results.remove(0)
+    }
+
+    pub(crate) async fn create_key(&self, name: &str) -> CallResult {
+        self.call(
+            Right::Administer,
+            Call::CreateKey {
+                name: name.to_owned(),
+            },
+        )
+        .await
+    }
+
+    pub(crate) async fn generate(&self, key: &str, context: &Context) -> Wrapped {
+        match self.call(Right::Create, generate(key, context)).await {
+            Ok(Done::Generate(wrapped)) => wrapped,
+            other => panic!("generate: {other:?}"),
+        }
+    }
+
+    /// Unwraps by a child and hands the key over as the daemon does.
+    pub(crate) async fn unwrap(&self, call: Call) -> Result<VolumeKey, KeyFailure> {
+        let mut answer = self.answer(Right::Attach, vec![call]).await;
+        answer.results.remove(0)?;
+        Ok(VolumeKey::read_from(&memory(), &mut answer.keys).expect("64 bytes follow"))
+    }
+
+    pub(crate) async fn refusal(&self, right: Right, call: Call) -> (FailureClass, String) {
+        let failure = self
+            .call(right, call)
+            .await
+            .expect_err("the call is refused");
+        assert!(
+            !failure.message.is_empty() && !failure.next_step.is_empty(),
+            "{failure:?}"
+        );
+        (failure.class, failure.provider_error)
+    }
+
+    /// Changes the database behind the provider's back.
+    pub(crate) fn sql(&self, statement: &str) {
+        let connection = rusqlite::Connection::open(self.database()).unwrap();
+        assert!(
+            connection.execute(statement, []).unwrap() > 0,
+            "{statement}: changes something"
+        );
+    }
+}
+
+pub(crate) fn child() -> KeyChild {
+    KeyChild::new(program(), DEADLINE)
+}
+
+pub(crate) fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_sealvol-keys"))
+}
+
+pub(crate) fn memory() -> Arc<KeyMemory> {
+    KeyMemory::new(Policy {
+        require_secretmem: false,
+    })
+    .expect("memory for keys")
+}
+
+pub(crate) fn context(volume: &str) -> Context {
+    [("sealvol:volume", volume), ("sealvol:data-key", "2")]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}
+
+pub(crate) fn generate(key: &str, context: &Context) -> Call {
+    Call::Generate {
+        key: key.to_owned(),
+        context: context.clone(),
+    }
+}
+
+pub(crate) fn unwrap(key: &str, wrapped: &[u8], context: &Context) -> Call {
+    Call::Unwrap {
+        key: key.to_owned(),
+        wrapped: wrapped.to_vec(),
+        context: context.clone(),
+    }
+}
+
+pub(crate) fn rewrap(from: (&str, &[u8], &Context), to: (&str, &Context)) -> Call {
+    Call::Rewrap {
+        key: from.0.to_owned(),
+        wrapped: from.1.to_vec(),
+        old_context: from.2.clone(),
+        new_key: to.0.to_owned(),
+        new_context: to.1.clone(),
+    }
+}
+
+pub(crate) fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
