@@ -1,16 +1,16 @@
 //! The server's side of the handshake: fixed newstyle negotiation and option haggling.
 //!
 //! ```text
-//!                  client flags            header, data follow
-//!   ClientFlags ───────────────▶ OptionHeader ────────────▶ KeptData ──┬─ malformed: error reply ─┐
-//!        │                        ▲   │   │                            ▼                          │
-//!        │                        │   │   └──▶ DroppedData ─ LIST ─▶ Asked ─ Info, meta contexts, │
-//!        │                        │   │            │ │                 │ │   List: replies ───────┤
-//!        │                        │   │            │ └ done, refused ──┼─┼───────────────────────┤ │
-//!        │                        └───┼────────────┼───────────────────┼─┼───────────────────────┴─┘
-//!        │ unknown flags        fault │      ABORT │       Go, ExportName │ ExportName refused
-//!        └────────────────────────────┴────────────┴─────────▶ Ended ◀────┘
+//!   ClientFlags ──▶ OptionHeader ──┬──▶ KeptData ────┬──▶ Asked ──┬──▶ Ended
+//!                        ▲         └──▶ DroppedData ─┤            │
+//!                        └────────── replied ────────┴────────────┘
 //! ```
+//! - `KeptData` (EXPORT_NAME, INFO, GO, LIST_META_CONTEXT, SET_META_CONTEXT) leads to `Asked`;
+//!   malformed, it is replied to at once.
+//! - `DroppedData` (all others) is replied to at once; only LIST leads to `Asked`, ABORT to `Ended`.
+//! - `Asked` waits for the server's answer and turns it into replies. `Ended` follows a GO that is
+//!   granted, and an EXPORT_NAME whether granted or refused.
+//! - From every state a fault that cannot be answered leads to `Ended`.
 //!
 //! The caller's loop, in the order to call: send what [`ServerHandshake::take_output`] gives; ask
 //! [`ServerHandshake::poll`], and answer what it asks; only then give more bytes to
