@@ -38,6 +38,7 @@
 
 mod buf;
 mod error;
+pub mod fault;
 mod file;
 mod memory;
 mod name;
