@@ -49,7 +49,12 @@ pub struct ReadData {
 
 enum Content {
     Zeros,
-    Plain { buf: IoBuf, start: usize },
+    Plain {
+        buf: IoBuf,
+        start: usize,
+        runs: Runs,
+        offset: u64,
+    },
 }
 
 impl ReadData {
@@ -68,8 +73,34 @@ impl ReadData {
     pub fn bytes(&self) -> Option<&[u8]> {
         match &self.content {
             Content::Zeros => None,
-            Content::Plain { buf, start } => Some(&buf[*start..*start + self.len]),
+            Content::Plain { buf, start, .. } => Some(&buf[*start..*start + self.len]),
         }
+    }
+
+    /// The range in parts, in order: which bytes of it, and whether they hold data; what does not reads as zeros.
+    #[must_use]
+    pub fn parts(&self) -> Vec<(Range<usize>, bool)> {
+        let Content::Plain { runs, offset, .. } = &self.content else {
+            return vec![(0..self.len, false)];
+        };
+        let end = offset + self.len as u64;
+        let mut parts: Vec<(Range<usize>, bool)> = Vec::new();
+        for run in runs.iter() {
+            let from = index((run.first * BLOCK).max(*offset) - offset);
+            let to = index(((run.first + run.blocks) * BLOCK).min(end) - offset);
+            let data = run.state == BlockState::Data;
+            match parts.last_mut() {
+                Some((last, same)) if *same == data => last.end = to,
+                _ => parts.push((from..to, data)),
+            }
+        }
+        parts
+    }
+
+    /// Whether every block of the range holds data.
+    #[must_use]
+    pub fn is_all_data(&self) -> bool {
+        matches!(&self.content, Content::Plain { runs, .. } if runs.all(BlockState::Data))
     }
 }
 
@@ -108,10 +139,7 @@ impl<S: Store> Volume<S> {
         self.open_runs(&runs, first, &mut buf);
         Ok(ReadData {
             len,
-            content: Content::Plain {
-                buf,
-                start: index(offset - first),
-            },
+            content: Content::Plain { buf, start: index(offset - first), runs, offset },
         })
     }
 

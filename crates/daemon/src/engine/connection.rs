@@ -1,0 +1,169 @@
+//! One connection from its first byte to its last, and what its parts share.
+//!
+//! ```text
+//!   handshake ──▶ transmission ──▶ (client leaves, DISC, detach, stop) ──▶ drain ──▶ closed
+//! ```
+//!
+//! Always: "drain" waits until no request is in flight and every reply is sent or can't be.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use sealvol_nbd::Transmission;
+use tokio::sync::{Notify, watch};
+
+use super::handshake;
+use super::outbox::Outbox;
+use super::requests;
+use super::socket::{Socket, Stream};
+use crate::exports::{Connected, Export, Exports, Peer};
+
+/// Requests of one connection in flight at once.
+const REQUESTS_MAX: usize = 256;
+/// Bytes of read and write requests of one connection in flight at once; one request of the largest kind always is.
+const BYTES_MAX: usize = 32 << 20;
+/// A client that does not take its last replies within this time is closed without them.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// A connection to be served.
+pub(super) struct Connection {
+    pub(super) exports: Arc<Exports>,
+    pub(super) peer: Peer,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+impl Connection {
+    /// Serves it to its end.
+    pub(super) async fn run(mut self, socket: Socket) {
+        let stream = match Stream::new(socket) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be taken over");
+                return;
+            }
+        };
+        let shaken = tokio::select! {
+            shaken = handshake::run(&stream, &self.exports, &self.peer) => shaken,
+            _ = self.stop.wait_for(|stop| *stop) => return,
+        };
+        let agreed = match shaken {
+            Ok(Some(agreed)) => agreed,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(peer = %self.peer.description, %error, "handshake ended");
+                return;
+            }
+        };
+        // A detach may have begun since the lookup: it sees this connection, or is seen by it.
+        let Some(guard) = Export::connect(&agreed.export) else {
+            return;
+        };
+        let client = Rc::new(Client::new(
+            stream,
+            guard,
+            Transmission::new(agreed.session),
+        ));
+        let writer = tokio::task::spawn_local({
+            let client = Rc::clone(&client);
+            async move {
+                if client.outbox.run(&client.stream).await.is_err() {
+                    client.outbox.give_up();
+                }
+            }
+        });
+        requests::serve(&client, agreed.leftover, self.stop).await;
+        client.drain().await;
+        client.outbox.give_up();
+        client.outbox.wake();
+        let _ = writer.await;
+    }
+}
+
+/// What the reader, the writer and the requests of one connection share.
+pub(super) struct Client {
+    pub(super) stream: Stream,
+    pub(super) outbox: Outbox,
+    pub(super) gate: Transmission,
+    connected: Connected,
+    requests: Cell<usize>,
+    bytes: Cell<usize>,
+    ended: Notify,
+}
+
+impl Client {
+    fn new(stream: Stream, connected: Connected, gate: Transmission) -> Self {
+        Self {
+            stream,
+            outbox: Outbox::default(),
+            gate,
+            connected,
+            requests: Cell::new(0),
+            bytes: Cell::new(0),
+            ended: Notify::new(),
+        }
+    }
+
+    pub(super) fn export(&self) -> &Export {
+        self.connected.export()
+    }
+
+    /// Whether no more requests are to be begun for now.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.requests.get() >= REQUESTS_MAX
+            || self.bytes.get() >= BYTES_MAX
+            || self.outbox.is_crowded()
+    }
+
+    /// Waits until more requests can be begun.
+    pub(super) async fn room(&self) {
+        while self.is_crowded() {
+            if self.outbox.is_crowded() {
+                self.outbox.room().await;
+            } else {
+                self.ended.notified().await;
+            }
+        }
+    }
+
+    /// Runs the work of a request: here and now as far as it goes, in a task of its own if it has to wait.
+    /// `bytes` is what it holds in memory meanwhile.
+    pub(super) fn begin(self: &Rc<Self>, bytes: usize, work: impl Future<Output = ()> + 'static) {
+        let mut work: Pin<Box<dyn Future<Output = ()>>> = Box::pin(work);
+        // Whatever it waits for is told of the real waker when the task polls it again.
+        if work
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_ready()
+        {
+            return;
+        }
+        self.requests.set(self.requests.get() + 1);
+        self.bytes.set(self.bytes.get() + bytes);
+        let client = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            work.await;
+            sealvol_crypto::clear_residue();
+            client.requests.set(client.requests.get() - 1);
+            client.bytes.set(client.bytes.get() - bytes);
+            client.ended.notify_waiters();
+            client.outbox.wake();
+        });
+    }
+
+    async fn drain(&self) {
+        while self.requests.get() > 0 {
+            self.ended.notified().await;
+        }
+        if tokio::time::timeout(DRAIN_MAX, self.outbox.sent())
+            .await
+            .is_err()
+        {
+            tracing::info!(export = %self.export().name, "a client did not take its last replies");
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The engine: worker threads that serve NBD connections.
+//!
+//! One thread per core, each with a single-threaded runtime; a connection stays with the worker that it was given to.
+//! Many requests of a connection are in flight at once, replies leave as they are ready, in any order, many in one send.
+//!
+//! | subject | file |
+//! |---|---|
+//! | a connection from its first byte to its last | `connection.rs` |
+//! | handshake | `handshake.rs` |
+//! | requests in: one receive, many requests | `requests.rs` |
+//! | replies out: one send, many replies | `outbox.rs` |
+//!
+//! Always: a request that was begun is brought to its end, whatever becomes of its client; a connection ends only
+//! when none of its requests is in flight. Key residue is cleared before a worker sleeps.
+//! Never: a call to a key service, a sync or another store call that can block for long on a worker (the store sees to that).
+
+mod connection;
+mod handshake;
+mod outbox;
+mod requests;
+mod socket;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::sync::{mpsc, watch};
+
+pub(crate) use outbox::Outbox;
+pub use socket::Socket;
+
+use crate::exports::{Export, Exports, Peer};
+use connection::Connection;
+
+/// The worker threads.
+pub struct Engine {
+    workers: Vec<Worker>,
+    next: AtomicUsize,
+    stop: watch::Sender<bool>,
+}
+
+struct Worker {
+    connections: mpsc::UnboundedSender<(Socket, Peer)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Starts `workers` threads (at least one).
+    ///
+    /// # Errors
+    ///
+    /// If a thread or its runtime can't be made.
+    pub fn start(workers: usize, exports: &Arc<Exports>) -> io::Result<Self> {
+        let (stop, _) = watch::channel(false);
+        let start = |number| start_worker(number, Arc::clone(exports), stop.subscribe());
+        let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
+        Ok(Self {
+            workers,
+            next: AtomicUsize::new(0),
+            stop,
+        })
+    }
+
+    /// Gives a new connection to a worker.
+    pub fn serve(&self, socket: Socket, peer: Peer) {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed) % self.workers.len();
+        if self.workers[turn].connections.send((socket, peer)).is_err() {
+            tracing::warn!("a connection came while the engine was stopping: closed");
+        }
+    }
+
+    /// Answers everything outstanding on the connections of one export and closes them. Nobody gets in any more.
+    pub async fn drain(&self, export: &Export) {
+        export.begin_drain();
+        export.idle().await;
+    }
+
+    /// Answers everything outstanding on every connection, closes them, ends the workers.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        for worker in self.workers.drain(..) {
+            let Worker {
+                connections,
+                thread,
+            } = worker;
+            drop(connections);
+            let Some(thread) = thread else { continue };
+            let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::error!("a worker thread panicked");
+            }
+        }
+    }
+}
+
+fn start_worker(
+    number: usize,
+    exports: Arc<Exports>,
+    stop: watch::Receiver<bool>,
+) -> io::Result<Worker> {
+    let (connections, incoming) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()?;
+    let thread = std::thread::Builder::new()
+        .name(format!("worker-{number}"))
+        .spawn(move || {
+            let tasks = tokio::task::LocalSet::new();
+            tasks.block_on(&runtime, work(incoming, exports, stop));
+            // Connections that still drain.
+            runtime.block_on(tasks);
+        })?;
+    Ok(Worker {
+        connections,
+        thread: Some(thread),
+    })
+}
+
+async fn work(
+    mut incoming: mpsc::UnboundedReceiver<(Socket, Peer)>,
+    exports: Arc<Exports>,
+    stop: watch::Receiver<bool>,
+) {
+    while let Some((socket, peer)) = incoming.recv().await {
+        let connection = Connection {
+            exports: Arc::clone(&exports),
+            peer,
+            stop: stop.clone(),
+        };
+        tokio::task::spawn_local(connection.run(socket));
+    }
+}

@@ -1,0 +1,67 @@
+//! A client's socket, Unix or TCP, seen as one thing.
+
+use std::io::{self, IoSlice};
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use tokio::io::Interest;
+use tokio::net::{TcpStream, UnixStream};
+
+/// An accepted connection that no runtime owns yet.
+pub enum Socket {
+    /// On a Unix socket.
+    Unix(StdUnixStream),
+    /// Over TCP.
+    Tcp(std::net::TcpStream),
+}
+
+/// The same, owned by a worker's runtime.
+pub(super) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Takes the socket over to this thread's runtime.
+    pub(super) fn new(socket: Socket) -> io::Result<Self> {
+        match socket {
+            Socket::Unix(stream) => {
+                stream.set_nonblocking(true)?;
+                Ok(Self::Unix(UnixStream::from_std(stream)?))
+            }
+            Socket::Tcp(stream) => {
+                stream.set_nonblocking(true)?;
+                // Replies are batched here; holding back the last one would only add delay.
+                stream.set_nodelay(true)?;
+                Ok(Self::Tcp(TcpStream::from_std(stream)?))
+            }
+        }
+    }
+
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.ready(Interest::READABLE).await.map(drop),
+            Self::Tcp(stream) => stream.ready(Interest::READABLE).await.map(drop),
+        }
+    }
+
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => stream.writable().await,
+            Self::Tcp(stream) => stream.writable().await,
+        }
+    }
+
+    pub(super) fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.try_read(buf),
+            Self::Tcp(stream) => stream.try_read(buf),
+        }
+    }
+
+    pub(super) fn try_write(&self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => stream.try_write_vectored(parts),
+            Self::Tcp(stream) => stream.try_write_vectored(parts),
+        }
+    }
+}
