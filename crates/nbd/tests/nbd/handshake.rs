@@ -166,6 +166,20 @@ fn the_longest_option_kept_stays_within_the_promised_memory() {
 }
 
 #[test]
+fn an_option_of_64_kib_is_looked_at_and_a_longer_one_is_too_big() {
+    let mut data = vec![0xff; 64 << 10];
+    for option in [NBD_OPT_INFO, NBD_OPT_GO] {
+        let kept = talk(&[(option, &data), ABORT]);
+        assert_eq!(kept.replies, [(option, NBD_REP_ERR_INVALID), ABORTED]);
+    }
+    data.push(0xff);
+    for option in [NBD_OPT_INFO, NBD_OPT_GO] {
+        let dropped = talk(&[(option, &data), ABORT]);
+        assert_eq!(dropped.replies, [(option, NBD_REP_ERR_TOO_BIG), ABORTED]);
+    }
+}
+
+#[test]
 fn an_absurd_option_length_closes_the_connection() {
     let length = OPTION_LENGTH_MAX + 1;
     for option in [NBD_OPT_ABORT, NBD_OPT_LIST, NBD_OPT_GO, 99] {

@@ -1,7 +1,9 @@
 //! Whole handshakes, byte for byte, written down from the protocol document and not from the
 //! crate's constants: a wrong constant cannot hide in both.
 
-use sealvol_nbd::{CloseReason, HandshakeEvent, Session};
+use sealvol_nbd::{
+    CloseReason, Command, Errno, HandshakeEvent, Parsed, RefusalReason, Session, Transmission,
+};
 
 use crate::{bodies, hex};
 
@@ -116,4 +118,70 @@ fn info_of_an_unknown_export_then_starttls() {
     expected.extend(b"this server has no TLS on this socket; connect without it");
     expected.extend(hex("0003e889045565a9 00000002 00000001 00000000"));
     assert_eq!(sent, expected);
+}
+
+#[test]
+fn every_request_and_flag_has_its_number() {
+    let read = |df| Command::Read { df };
+    let zeroes = |no_hole, fast| Command::WriteZeroes { no_hole, fast };
+    let status = |req_one| Command::BlockStatus { req_one };
+    let gate = Transmission::new(bodies::session(0b101_1111_1111));
+    for (flags_and_type, command, fua) in [
+        ("0000 0000", read(false), false),
+        ("0004 0000", read(true), false),
+        ("0001 0001", Command::Write, true),
+        ("0001 0004", Command::Trim, true),
+        ("0000 0005", Command::Cache, false),
+        ("0000 0006", zeroes(false, false), false),
+        ("0002 0006", zeroes(true, false), false),
+        ("0010 0006", zeroes(false, true), false),
+        ("0000 0007", status(false), false),
+        ("0008 0007", status(true), false),
+    ] {
+        let header =
+            format!("25609513 {flags_and_type} 0000000000000007 0000000000001000 00000200");
+        let Parsed::Request(request) = gate.parse(&hex(&header)) else {
+            panic!("{header}")
+        };
+        assert_eq!((request.command, request.fua), (command, fua));
+        assert_eq!(
+            (request.cookie, request.offset, request.length),
+            (7, 4096, 512)
+        );
+    }
+    let header = |kind| hex(&format!("25609513 0000 {kind} {}", "0".repeat(40)));
+    let Parsed::Request(flush) = gate.parse(&header("0003")) else {
+        panic!("no FLUSH")
+    };
+    assert_eq!(flush.command, Command::Flush);
+    assert_eq!(gate.parse(&header("0002")), Parsed::Disconnect);
+}
+
+#[test]
+fn every_error_has_its_number() {
+    let reply_types = [
+        (RefusalReason::Policy, 2),
+        (RefusalReason::Invalid, 3),
+        (RefusalReason::Platform, 4),
+        (RefusalReason::TlsRequired, 5),
+        (RefusalReason::Unknown, 6),
+        (RefusalReason::Shutdown, 7),
+        (RefusalReason::TooBig, 9),
+    ];
+    for (reason, number) in reply_types {
+        assert_eq!(reason.reply_type(), (1 << 31) + number, "{reason:?}");
+    }
+    let errnos = [
+        (Errno::EPERM, 1),
+        (Errno::EIO, 5),
+        (Errno::ENOMEM, 12),
+        (Errno::EINVAL, 22),
+        (Errno::ENOSPC, 28),
+        (Errno::EOVERFLOW, 75),
+        (Errno::ENOTSUP, 95),
+        (Errno::ESHUTDOWN, 108),
+    ];
+    for (errno, number) in errnos {
+        assert_eq!(errno.code(), number, "{errno:?}");
+    }
 }
