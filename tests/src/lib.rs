@@ -15,3 +15,4 @@ pub mod outcome;
 pub mod pattern;
 pub mod place;
 pub mod programs;
+pub mod superblock;
