@@ -280,3 +280,30 @@ fn errors_become_nbd_errnos_in_one_file_of_the_daemon() {
         "errnos are chosen in {files:?}"
     );
 }
+
+#[test]
+fn the_name_of_a_test_is_a_sentence() {
+    for (name, text) in sources(&[".rs"]) {
+        if !name.starts_with("tests/") {
+            continue; // beside the code, the module may carry half of the sentence
+        }
+        let mut lines = text.lines().map(str::trim);
+        while let Some(line) = lines.next() {
+            if !matches!(line, "#[test]" | "#[tokio::test]") {
+                continue;
+            }
+            let signature = lines
+                .find(|line| line.contains("fn "))
+                .expect("a function after #[test]");
+            let test = signature
+                .split("fn ")
+                .nth(1)
+                .and_then(|rest| rest.split(['(', '<']).next())
+                .expect("its name");
+            assert!(
+                test.split('_').count() >= 3 && !test.starts_with("test_"),
+                "{name}: '{test}' does not say what holds"
+            );
+        }
+    }
+}
