@@ -69,3 +69,70 @@ pub(crate) fn confine(needs: &Needs) -> Result<Landlock, RulesetError> {
         RulesetStatus::NotEnforced => Landlock::None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    /// Tries each thing in a thread that is confined to `needs`; landlock confines threads.
+    fn confined<T: Send>(needs: &Needs, attempt: impl FnOnce() -> T + Send) -> (Landlock, T) {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| (confine(needs).expect("rules are accepted"), attempt()));
+            thread.join().expect("the attempts do not panic")
+        })
+    }
+
+    #[test]
+    fn what_was_not_asked_for_is_denied() {
+        let (ours, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (key, database) = (
+            others.path().join("master.key"),
+            ours.path().join("keys.db"),
+        );
+        let other = others.path().join("other");
+        fs::write(&key, "key").unwrap();
+        fs::write(&other, "other").unwrap();
+        let needs = Needs {
+            directories: vec![ours.path().to_owned()],
+            files: vec![key.clone()],
+        };
+
+        let (level, (allowed, denied)) = confined(&needs, || {
+            let allowed = [
+                fs::write(&database, "database"),
+                fs::read(&database).map(drop),
+                fs::read_dir(ours.path()).map(drop),
+                fs::rename(&database, ours.path().join("renamed")),
+                fs::remove_file(ours.path().join("renamed")),
+                fs::read(&key).map(drop),
+            ];
+            let denied = [
+                fs::write(&key, "changed"),
+                fs::read(&other).map(drop),
+                fs::read("/etc/hostname").map(drop),
+                fs::write(others.path().join("new"), ""),
+                fs::create_dir(ours.path().join("directory")),
+                TcpListener::bind("127.0.0.1:0").map(drop),
+            ];
+            (allowed, denied)
+        });
+        for (number, attempt) in allowed.iter().enumerate() {
+            assert!(attempt.is_ok(), "allowed {number}: {attempt:?}");
+        }
+        // With less than all rules it depends on the kernel which of these are denied.
+        if level == Landlock::Full {
+            for (number, attempt) in denied.iter().enumerate() {
+                let kind = attempt.as_ref().map_err(io::Error::kind);
+                assert_eq!(
+                    kind,
+                    Err(io::ErrorKind::PermissionDenied),
+                    "denied {number}"
+                );
+            }
+        }
+    }
+}

@@ -407,7 +407,7 @@ async fn what_is_no_database_of_ours_or_a_newer_one_is_left_alone() {
 async fn a_damaged_database_is_refused_and_no_child_panics() {
     let place = Place::with_default_key().await;
     let sound = fs::read(place.database()).unwrap();
-    for position in (0..sound.len()).step_by(97) {
+    for position in (0..sound.len()).step_by(193) {
         let mut damaged = sound.clone();
         damaged[position..(position + 40).min(sound.len())].fill(0xa5);
         fs::write(place.database(), damaged).unwrap();
@@ -453,6 +453,35 @@ async fn two_children_that_make_the_same_key_at_once_make_one() {
         };
         assert_eq!(keys.len(), 2);
     }
+}
+
+#[tokio::test]
+async fn a_child_killed_at_any_time_leaves_what_the_next_one_can_use() {
+    let mut killed = 0;
+    for quarter_milliseconds in 0..60 {
+        let place = Place::empty();
+        let create = Call::CreateKey {
+            name: "default".to_owned(),
+        };
+        let child = KeyChild::new(program(), Duration::from_micros(250 * quarter_milliseconds));
+        let answer = child
+            .call(&place.batch(Right::Administer, vec![create]))
+            .await;
+        killed += u32::from(answer.is_err());
+        let next = place.create_key("default").await;
+        if let Err(failure) = next {
+            assert_eq!(
+                failure.provider_error, "AlreadyExistsException",
+                "{failure}"
+            );
+        }
+        let blob = place.generate("default", &context("1")).await.blob;
+        place
+            .unwrap(unwrap("default", &blob, &context("1")))
+            .await
+            .unwrap();
+    }
+    assert!(killed > 3, "only {killed} were killed");
 }
 
 #[tokio::test]

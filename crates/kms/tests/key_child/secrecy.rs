@@ -38,6 +38,7 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
 
 fn python(arguments: &[&str]) -> Output {
     Command::new("python3")
+        .arg("-B")
         .args(arguments)
         .output()
         .expect("python3 is installed")

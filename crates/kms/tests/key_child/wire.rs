@@ -1,10 +1,15 @@
 //! The child against a caller that is no daemon: whatever comes in, it ends with one clear line.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use sealvol_control::keychild::{Call, PROTOCOL_VERSION, Right, frame};
@@ -18,17 +23,23 @@ struct Raw {
 }
 
 fn start() -> Raw {
+    start_as(None)
+}
+
+fn start_as(user: Option<u32>) -> Raw {
     let (messages, childs_messages) = UnixStream::pair().unwrap();
     let (keys, childs_keys) = UnixStream::pair().unwrap();
-    let child = Command::new(program())
+    let mut command = Command::new(program());
+    command
         .env_clear()
         .stdin(Stdio::from(OwnedFd::from(childs_messages)))
         .stdout(Stdio::from(OwnedFd::from(childs_keys)))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    if let Some(user) = user {
+        command.uid(user);
+    }
     Raw {
-        child,
+        child: command.spawn().unwrap(),
         messages,
         keys,
     }
@@ -136,9 +147,8 @@ fn started_by_hand_it_says_what_it_is() {
     }
 }
 
-#[tokio::test]
-async fn when_the_daemon_goes_away_the_child_ends_at_once() {
-    let place = Place::with_default_key().await;
+/// A child at work on a batch that the locked database keeps it from ending.
+async fn stuck(place: &Place) -> (Raw, rusqlite::Connection) {
     let connection = rusqlite::Connection::open(place.database()).unwrap();
     connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
     let mut raw = start();
@@ -146,11 +156,74 @@ async fn when_the_daemon_goes_away_the_child_ends_at_once() {
     raw.messages
         .write_all(&frame::encode(&batch).unwrap())
         .unwrap();
+    wait_until_confined(&raw.child);
+    tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(
         raw.child.try_wait().unwrap(),
         None,
         "it waits for the database"
     );
+    (raw, connection)
+}
+
+/// What the child does last before it reads its batch can be seen from outside.
+fn wait_until_confined(child: &Child) {
+    let patience = Instant::now();
+    while !read_proc(child, "status").contains("NoNewPrivs:\t1\n") {
+        assert!(
+            patience.elapsed() < Duration::from_secs(10),
+            "{}",
+            read_proc(child, "status")
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn proc(child: &Child) -> PathBuf {
+    Path::new("/proc").join(child.id().to_string())
+}
+
+fn read_proc(child: &Child, file: &str) -> String {
+    fs::read_to_string(proc(child).join(file)).unwrap()
+}
+
+#[test]
+fn the_child_leaves_no_core_and_cannot_be_traced_by_its_user() {
+    // Only a user that is not root can be told from the owner of what is not dumpable: root.
+    let user = match rustix::process::geteuid().as_raw() {
+        0 => 65534,
+        user => user,
+    };
+    let mut raw = start_as(Some(user));
+    wait_until_confined(&raw.child);
+    let limits = read_proc(&raw.child, "limits");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    assert_eq!(
+        core.split_whitespace().collect::<Vec<_>>()[4..6],
+        ["0", "0"],
+        "{core}"
+    );
+    let status = read_proc(&raw.child, "status");
+    assert!(
+        status.contains(&format!("Uid:\t{user}\t")),
+        "it runs as that user: {status}"
+    );
+    assert_eq!(
+        proc(&raw.child).join("mem").metadata().unwrap().uid(),
+        0,
+        "it is not dumpable"
+    );
+    raw.child.kill().unwrap();
+    raw.child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn when_the_daemon_goes_away_the_child_ends_at_once() {
+    let place = Place::with_default_key().await;
+    let (mut raw, _lock) = stuck(&place).await;
     drop((raw.messages, raw.keys));
     let gone = Instant::now();
     let status = raw.child.wait().unwrap();
