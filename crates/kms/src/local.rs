@@ -56,6 +56,8 @@ pub struct Local {
 /// confinement must name what exists.
 pub(crate) fn needs(service: &LocalService, create: bool) -> Result<Needs, Refusal> {
     let mut needs = Needs::NOTHING;
+    // SQLite seeds its own generator there, for the names and nonces of journals.
+    needs.files.push("/dev/urandom".into());
     if create {
         place::create_directory(&service.database)?;
     }

@@ -56,6 +56,8 @@ pub enum Refusal {
     },
     #[error("key database {}: there is none", path.display())]
     NoDatabase { path: PathBuf },
+    #[error("{}: there is no such directory", path.display())]
+    NoDirectory { path: PathBuf },
     #[error("{}: is not the absolute path of a file", path.display())]
     NoFilePath { path: PathBuf },
     #[error("master key: the passphrase's file descriptor did not come with the batch")]
@@ -164,6 +166,11 @@ impl Refusal {
                 KeyUnusable,
                 "NoDatabase",
                 "restore it from a backup, or create a first key: sealvol key create",
+            ),
+            Self::NoDirectory { .. } => (
+                KeyUnusable,
+                "NoDirectory",
+                "mount or restore it, or create a first key: sealvol key create",
             ),
             Self::NoFilePath { .. } => (
                 CallerBug,

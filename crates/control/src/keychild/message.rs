@@ -319,3 +319,54 @@ mod base64_text {
         Base64::decode_vec(&text).map_err(|_| serde::de::Error::custom("not Base64"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(text: &str) -> Result<Service, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_provider_is_configured_in_these_words() {
+        for (text, master_key) in [
+            (
+                r#"{"file":{"path":"/var/lib/sealvol/local/master.key"}}"#,
+                MasterKey::File {
+                    path: "/var/lib/sealvol/local/master.key".into(),
+                },
+            ),
+            (
+                r#"{"credential":{"directory":"/run/credentials/x","name":"master"}}"#,
+                MasterKey::Credential {
+                    directory: "/run/credentials/x".into(),
+                    name: "master".to_owned(),
+                },
+            ),
+            (r#""passphrase""#, MasterKey::Passphrase),
+        ] {
+            let text = format!(r#"{{"type":"local","database":"/k.db","master-key":{text}}}"#);
+            let local = LocalService {
+                database: "/k.db".into(),
+                master_key,
+                create: false,
+            };
+            assert_eq!(service(&text), Ok(Service::Local(local)));
+        }
+    }
+
+    #[test]
+    fn a_word_that_means_nothing_is_refused() {
+        let sound = r#""type":"local","database":"/k.db","master-key":"passphrase""#;
+        assert!(service(&format!("{{{sound}}}")).is_ok());
+        let added = format!(r#"{sound},"crate":true"#);
+        for text in [
+            added,
+            sound.replace("local", "lokal"),
+            sound.replace("phrase", "word"),
+        ] {
+            assert!(service(&format!("{{{text}}}")).is_err(), "{text}");
+        }
+    }
+}

@@ -21,7 +21,12 @@ pub(super) fn trusted_directory(path: &Path) -> Result<PathBuf, Refusal> {
     let directory = parent(path)?;
     let directory = directory
         .canonicalize()
-        .map_err(|source| Refusal::system(directory, source))?;
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => Refusal::NoDirectory {
+                path: directory.to_owned(),
+            },
+            _ => Refusal::system(directory, source),
+        })?;
     let found = directory
         .metadata()
         .map_err(|source| Refusal::system(&directory, source))?;

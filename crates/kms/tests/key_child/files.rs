@@ -23,6 +23,8 @@ fn unsafe_place() -> (FailureClass, String) {
 #[tokio::test]
 async fn files_are_made_on_the_first_create_key_and_closed_to_others() {
     let place = Place::empty();
+    let missing = refused(FailureClass::KeyUnusable, "NoDirectory");
+    assert_eq!(place.refusal(Right::Attach, Call::ListKeys).await, missing);
     let missing = refused(FailureClass::KeyUnusable, "NoDatabase");
     fs::create_dir(place.database().parent().unwrap()).unwrap();
     set_mode(place.database().parent().unwrap(), 0o700);
