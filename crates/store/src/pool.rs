@@ -208,3 +208,87 @@ impl<T> Future for Completion<T> {
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use futures_executor::block_on;
+
+    use super::*;
+
+    #[test]
+    fn a_job_answers_on_any_executor() {
+        let lane = Arc::new(Lane::default());
+        let answers: Vec<_> = (0..100)
+            .map(|number| lane.run(move || number * 2))
+            .collect();
+        for (number, answer) in answers.into_iter().enumerate() {
+            assert_eq!(block_on(answer), number * 2);
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_who_awaits_and_the_lane_goes_on() {
+        let lane = Arc::new(Lane::default());
+        for _ in 0..2 * LANE_WIDTH {
+            let broken = lane.run(|| panic!("the job's own words"));
+            let panic = catch_unwind(AssertUnwindSafe(|| block_on(broken))).unwrap_err();
+            assert_eq!(panic.downcast_ref(), Some(&"the job's own words"));
+        }
+        assert_eq!(block_on(lane.run(|| 5)), 5);
+    }
+
+    #[test]
+    fn a_job_runs_also_when_nobody_waits_for_it() {
+        let lane = Arc::new(Lane::default());
+        let (done, wait) = mpsc::channel();
+        drop(lane.run(move || done.send(()).unwrap()));
+        wait.recv_timeout(Duration::from_secs(60))
+            .expect("the job was dropped with its future");
+    }
+
+    #[test]
+    fn a_lane_that_hangs_holds_up_nobody_else() {
+        let hanging = Arc::new(Lane::default());
+        let running = Arc::new(AtomicUsize::new(0));
+        let (release, held) = mpsc::channel::<()>();
+        let held = Arc::new(Mutex::new(held));
+        let stuck: Vec<_> = (0..3 * LANE_WIDTH)
+            .map(|_| {
+                let (running, held) = (Arc::clone(&running), Arc::clone(&held));
+                hanging.run(move || {
+                    running.fetch_add(1, Ordering::SeqCst);
+                    // Ends with an error when the sender is gone.
+                    let _ = locked(&held).recv();
+                })
+            })
+            .collect();
+        let other = Arc::new(Lane::default());
+        assert_eq!(
+            block_on(other.run(|| 7)),
+            7,
+            "answered while the first lane hangs"
+        );
+        assert!(running.load(Ordering::SeqCst) <= LANE_WIDTH);
+        drop(release);
+        stuck.into_iter().for_each(block_on);
+        assert_eq!(running.load(Ordering::SeqCst), 3 * LANE_WIDTH);
+    }
+
+    #[test]
+    fn jobs_of_a_lane_run_side_by_side() {
+        let lane = Arc::new(Lane::default());
+        let meeting = Arc::new(std::sync::Barrier::new(LANE_WIDTH));
+        let jobs: Vec<_> = (0..LANE_WIDTH)
+            .map(|_| {
+                let meeting = Arc::clone(&meeting);
+                lane.run(move || meeting.wait())
+            })
+            .collect();
+        for job in jobs {
+            block_on(job);
+        }
+    }
+}
