@@ -45,6 +45,15 @@ pub async fn carry_out<S: KeyService>(
     outcome
 }
 
+/// Refuses `calls` without a service to ask: those that are not permitted by that name.
+pub fn refuse(refusal: &Refusal, right: Right, calls: &[Call]) -> Outcome {
+    let refused = |call| permitted(right, call).and_then(|()| Err(KeyFailure::from(refusal)));
+    Outcome {
+        results: calls.iter().map(refused).collect(),
+        keys: Vec::new(),
+    }
+}
+
 fn permitted(right: Right, call: &Call) -> Result<(), KeyFailure> {
     if right.permits(call) {
         return Ok(());

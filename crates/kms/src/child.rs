@@ -21,13 +21,11 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::FileType;
 use sealvol_control::keychild::frame::{self, FrameError};
-use sealvol_control::keychild::{
-    Batch, CALLS_MAX, Call, Confinement, KeyFailure, Reply, Right, Service,
-};
+use sealvol_control::keychild::{Batch, CALLS_MAX, Call, Confinement, Reply, Right, Service};
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::{HardenError, KeyError, harden_process};
 
-use crate::batch::{Outcome, carry_out};
+use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
 use crate::local::{self, Local};
 use crate::{KeyService, Refusal};
@@ -85,7 +83,7 @@ fn run() -> Result<(), ChildError> {
 
     let (Outcome { results, keys }, protection) = match needs {
         Ok(_) => execute(&batch, create, passphrase.as_ref())?,
-        Err(refusal) => (refuse_all(&refusal, &batch.calls), None),
+        Err(refusal) => (refuse(&refusal, batch.right, &batch.calls), None),
     };
     for key in keys {
         key.write_to(&mut keys_out)?;
@@ -164,7 +162,7 @@ fn execute(
     };
     let memory = match KeyMemory::new(policy) {
         Ok(memory) => memory,
-        Err(error) => return Ok((refuse_all(&error.into(), &batch.calls), None)),
+        Err(error) => return Ok((refuse(&error.into(), batch.right, &batch.calls), None)),
     };
     let name = &batch.provider.name;
     let outcome = match &batch.provider.service {
@@ -189,17 +187,6 @@ fn run_calls<S: KeyService>(
         batch.right,
         &batch.calls,
     )))
-}
-
-fn refuse_all(refusal: &Refusal, calls: &[Call]) -> Outcome {
-    let results = calls
-        .iter()
-        .map(|_| Err(KeyFailure::from(refusal)))
-        .collect();
-    Outcome {
-        results,
-        keys: Vec::new(),
-    }
 }
 
 /// Tells the daemon. That it does not listen is no reason to fail otherwise.
