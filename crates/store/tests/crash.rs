@@ -12,7 +12,7 @@ use sealvol_store::fault::{
 use sealvol_store::{Access, Directory, Durability, IoBuf, Operation, Store, StoreError};
 
 const SECTORS: usize = 64;
-const SECTOR_LEN: usize = SECTOR as usize;
+const SECTOR_LEN: usize = 512;
 const LEN: u64 = SECTORS as u64 * SECTOR;
 
 /// A disk with a durable file `data` of `SECTORS` sectors that hold `byte`.
