@@ -95,8 +95,8 @@ impl Outbox {
         }
     }
 
-    /// Sends as much as the socket takes now.
-    pub(super) fn send(&self, stream: &Stream) -> io::Result<()> {
+    /// Sends as much as the socket takes now; whether that was all.
+    pub(super) fn send(&self, stream: &Stream) -> io::Result<bool> {
         while self.waiting.get() > 0 && !self.broken.get() {
             let written = {
                 let parts = self.parts.borrow();
@@ -111,14 +111,14 @@ impl Outbox {
             };
             match written {
                 Ok(len) => self.advance(len),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => {
                     self.give_up();
                     return Err(error);
                 }
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The writer of a connection: sends whatever could not be sent at once. Ends with the connection.

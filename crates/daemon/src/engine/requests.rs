@@ -28,10 +28,14 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
         let flow = intake.begin_requests(client);
         let sent = client.outbox.send(&client.stream);
         sealvol_crypto::clear_residue();
-        if sent.is_err() || matches!(flow, Flow::Close) {
+        match sent {
+            Ok(true) => {}
+            Ok(false) => client.outbox.wake(),
+            Err(_) => return,
+        }
+        if matches!(flow, Flow::Close) {
             return;
         }
-        client.outbox.wake();
         if matches!(flow, Flow::Crowded) {
             client.room().await;
             continue;
