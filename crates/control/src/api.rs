@@ -11,7 +11,7 @@
 //! | `POST /v1/volumes/NAME/attach`    | [`AttachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/detach`    | [`DetachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/resize`    | [`ResizeVolume`]  | [`Volume`]      | administer |
-//! | `GET /v1/volumes/NAME/map`        |                   | [`VolumeMap`]   | administer |
+//! | `GET /v1/volumes/NAME/map[?offset=N]` |               | [`VolumeMap`]   | administer |
 //! | `GET /v1/keys[?provider=P]`       |                   | [`KeyList`]     | any        |
 //! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
 //! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
@@ -278,8 +278,11 @@ pub struct VolumeList {
 /// What is stored where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeMap {
-    /// Contiguous, ascending, from 0 to the size of the volume.
+    /// Contiguous and ascending, from the offset that was asked for.
     pub runs: Vec<MapRun>,
+    /// The offset to ask for next; none if these runs reach the end of the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
 }
 
 /// A run of blocks of one state.

@@ -174,9 +174,17 @@ impl Client {
             .await
     }
 
-    /// What of a volume is stored where.
+    /// What of a volume is stored where, from start to end.
     pub async fn volume_map(&self, name: &VolumeName) -> Result<api::VolumeMap, ClientError> {
-        self.get(&volume_path(name, "/map")).await
+        let path = volume_path(name, "/map");
+        let mut map: api::VolumeMap = self.get(&path).await?;
+        while let Some(offset) = map.next {
+            let part: api::VolumeMap = self.get(&format!("{path}?offset={offset}")).await?;
+            // What does not move forward would be asked for without end.
+            map.next = part.next.filter(|&next| next > offset);
+            map.runs.extend(part.runs);
+        }
+        Ok(map)
     }
 
     /// The keys of a provider, or of all.
@@ -306,8 +314,8 @@ fn escaped(text: &str) -> String {
 /// An attach may wait for a key service, a detach for the drain of a slow disk.
 const ANSWER_WITHIN: Duration = Duration::from_secs(300);
 
-/// A map of a badly fragmented large volume is the longest answer.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
+/// A list of some ten thousand volumes is the longest answer.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -8,12 +8,12 @@
 //!   told `--insecure-plaintext-tcp`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use sealvol_nbd::{Refusal, RefusalReason};
 use sealvol_store::FileStore;
 use sealvol_volume::Volume;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Whoever is at the other end of an NBD connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +34,17 @@ pub struct Export {
     pub volume: Arc<Volume<FileStore>>,
     /// Writes are refused.
     pub read_only: bool,
-    /// Connections in transmission now.
-    connections: watch::Sender<usize>,
     allow: Vec<u32>,
+    /// One lock for both, so that a connection and a detach that meet see each other.
+    occupancy: Mutex<Occupancy>,
     draining: watch::Sender<bool>,
+    left: Notify,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Occupancy {
+    connections: usize,
+    draining: bool,
 }
 
 impl Export {
@@ -49,9 +56,16 @@ impl Export {
         read_only: bool,
         allow: Vec<u32>,
     ) -> Self {
-        let connections = watch::Sender::new(0);
-        let draining = watch::Sender::new(false);
-        Self { name, description, volume, read_only, connections, allow, draining }
+        Self {
+            name,
+            description,
+            volume,
+            read_only,
+            allow,
+            occupancy: Mutex::default(),
+            draining: watch::Sender::new(false),
+            left: Notify::new(),
+        }
     }
 
     /// Whether `peer` may open it, or know of it.
@@ -59,41 +73,84 @@ impl Export {
         allows(&self.allow, peer)
     }
 
-    /// From now on its connections are to answer what is outstanding and close.
-    pub fn begin_drain(&self) {
-        self.draining.send_replace(true);
-    }
-
-    /// Becomes true when [`Self::begin_drain`] is called.
-    pub fn draining(&self) -> watch::Receiver<bool> {
-        self.draining.subscribe()
+    /// Counts a connection until its guard is dropped; none if the export is being drained.
+    pub fn connect(export: &Arc<Self>) -> Option<Connected> {
+        let mut occupancy = export.occupancy();
+        if occupancy.draining {
+            return None;
+        }
+        occupancy.connections += 1;
+        Some(Connected(Arc::clone(export)))
     }
 
     /// How many clients are connected now.
     pub fn connected(&self) -> usize {
-        *self.connections.borrow()
+        self.occupancy().connections
+    }
+
+    /// From now on nobody is let in, and the connections that are there are to answer what is
+    /// outstanding and close.
+    pub fn begin_drain(&self) {
+        self.occupancy().draining = true;
+        self.draining.send_replace(true);
+    }
+
+    /// Like [`Self::begin_drain`], if nobody is connected.
+    ///
+    /// # Errors
+    /// The number of connections; nothing has changed then.
+    pub fn begin_drain_unused(&self) -> Result<(), usize> {
+        let mut occupancy = self.occupancy();
+        if occupancy.connections > 0 {
+            return Err(occupancy.connections);
+        }
+        occupancy.draining = true;
+        drop(occupancy);
+        self.draining.send_replace(true);
+        Ok(())
     }
 
     /// Waits until no client is connected.
     pub async fn idle(&self) {
-        // The sender lives as long as `self`, so the wait can only end by the condition.
-        let _ = self.connections.subscribe().wait_for(|connections| *connections == 0).await;
+        loop {
+            let left = self.left.notified();
+            tokio::pin!(left);
+            left.as_mut().enable();
+            if self.connected() == 0 {
+                return;
+            }
+            left.await;
+        }
     }
 
-    /// Counts a connection in, until the guard is dropped; `None` if the export is being drained.
-    pub fn connect(export: &Arc<Self>) -> Option<Connected> {
-        export.connections.send_modify(|connections| *connections += 1);
-        let connected = Connected(Arc::clone(export));
-        // Counted first, looked second: a drain that begins now either is seen here or waits for this one.
-        (!*export.draining.borrow()).then_some(connected)
+    /// Lets clients in again after a drain.
+    pub fn end_drain(&self) {
+        self.occupancy().draining = false;
+        self.draining.send_replace(false);
+    }
+
+    /// Is true while the export is being drained.
+    pub fn draining(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
+    }
+
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
+        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection that is counted.
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// One connection to an export, counted as long as this value lives.
+#[derive(Debug)]
 pub struct Connected(Arc<Export>);
 
 impl Connected {
-    /// What it is connected to.
+    /// The export.
     pub fn export(&self) -> &Export {
         &self.0
     }
@@ -101,13 +158,8 @@ impl Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.0.connections.send_modify(|connections| *connections -= 1);
-    }
-}
-
-impl std::fmt::Debug for Export {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Export").field("name", &self.name).finish_non_exhaustive()
+        self.0.occupancy().connections -= 1;
+        self.0.left.notify_waiters();
     }
 }
 
@@ -135,7 +187,7 @@ impl Exports {
                  user id in --allow",
             )
         })?;
-        if *export.draining.borrow() {
+        if export.occupancy().draining {
             return Err(Refusal::new(RefusalReason::Shutdown, "the volume is being detached"));
         }
         Ok(export)

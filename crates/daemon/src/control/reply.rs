@@ -1,0 +1,238 @@
+//! What a caller is told when a request fails: the one place that maps errors to kinds (and so to
+//! HTTP statuses and exit codes) and says the next step.
+
+use sealvol_control::api::{ApiError, ErrorKind};
+use sealvol_control::keychild::{FailureClass, Fault};
+use sealvol_store::StoreError;
+use sealvol_volume::VolumeError;
+
+use crate::error::Error;
+use crate::registry::RegistryError;
+
+/// `error` as a reply.
+pub(crate) fn error(error: &Error) -> ApiError {
+    let next_step = match error {
+        Error::Key { failure, .. } => Some(failure.next_step.clone()),
+        _ => next_step(error).map(str::to_owned),
+    };
+    ApiError { kind: kind(error), message: error.to_string(), next_step }
+}
+
+/// `error` and its next step as one text.
+pub(crate) fn in_words(failed: &Error) -> String {
+    let ApiError { message, next_step, .. } = error(failed);
+    next_step.map_or_else(|| message.clone(), |step| format!("{message}. {step}"))
+}
+
+fn kind(error: &Error) -> ErrorKind {
+    match error {
+        Error::BadName(_)
+        | Error::BadRequest(_)
+        | Error::Backing { .. }
+        | Error::DeviceSize { .. }
+        | Error::KeyRef(_) => ErrorKind::Usage,
+        Error::BackingNotAllowed { .. }
+        | Error::BadKey { .. }
+        | Error::Forbidden { .. }
+        | Error::KeyMemory(_)
+        | Error::LossRecorded { .. }
+        | Error::NoWrappedKey(_)
+        | Error::OtherKey { .. }
+        | Error::SelfTest(_)
+        | Error::Stranger(_) => ErrorKind::Refused,
+        Error::NoSuchCall { .. } | Error::NoSuchProvider { .. } | Error::NoSuchVolume(_) => {
+            ErrorKind::NotFound
+        }
+        Error::Attached(_)
+        | Error::ClientsConnected { .. }
+        | Error::NotAttached(_)
+        | Error::Registry(RegistryError::NameTaken(_)) => ErrorKind::Conflict,
+        Error::Audit { .. } | Error::Internal(_) | Error::Registry(_) | Error::Stopping => {
+            ErrorKind::Failed
+        }
+        Error::Key { failure, .. } => of_key_failure(failure.class, &failure.provider_error),
+        Error::KeyChild { source, .. } => match source.fault() {
+            Fault::Stop => ErrorKind::Refused,
+            Fault::Refuse | Fault::Retry => ErrorKind::Failed,
+        },
+        Error::Store { source, .. } => of_store(source),
+        Error::Volume { source, .. } => of_volume(source),
+    }
+}
+
+fn of_key_failure(class: FailureClass, provider_error: &str) -> ErrorKind {
+    match class {
+        // Every provider calls it so, as AWS KMS does.
+        FailureClass::CallerBug if provider_error == ALREADY_EXISTS => ErrorKind::Conflict,
+        FailureClass::CallerBug => ErrorKind::Usage,
+        FailureClass::GoneForEver => ErrorKind::NotFound,
+        FailureClass::KeyUnusable
+        | FailureClass::NotPermitted
+        | FailureClass::WrongKeyOrTamper => ErrorKind::Refused,
+        FailureClass::Transient => ErrorKind::Failed,
+    }
+}
+
+fn of_store(error: &StoreError) -> ErrorKind {
+    match error {
+        StoreError::Locked { .. } | StoreError::AlreadyExists { .. } => ErrorKind::Conflict,
+        StoreError::TooLarge { .. } | StoreError::Shrink { .. } | StoreError::InvalidName { .. } => {
+            ErrorKind::Usage
+        }
+        // Whoever can write the store put something else there, or cut it.
+        StoreError::Truncated { .. } | StoreError::WrongType { .. } => ErrorKind::Refused,
+        StoreError::Io { .. }
+        | StoreError::NotFound { .. }
+        | StoreError::NoSpace { .. }
+        | StoreError::PastEnd { .. }
+        | StoreError::PowerLost { .. }
+        | StoreError::ReadOnly { .. }
+        | StoreError::Unsupported { .. } => ErrorKind::Failed,
+    }
+}
+
+fn of_volume(error: &VolumeError) -> ErrorKind {
+    match error {
+        VolumeError::InvalidSize { .. }
+        | VolumeError::OutOfRange { .. }
+        | VolumeError::Shrink { .. } => ErrorKind::Usage,
+        VolumeError::ReadOnly => ErrorKind::Conflict,
+        VolumeError::DamagedMap { .. }
+        | VolumeError::Failed(_)
+        | VolumeError::Mismatch { .. }
+        | VolumeError::NewerFormat { .. }
+        | VolumeError::NoSuperblock { .. }
+        | VolumeError::RolledBack { .. }
+        | VolumeError::Tampered { .. }
+        | VolumeError::Truncated { .. }
+        | VolumeError::WrappedKeys { .. }
+        | VolumeError::WrongKey => ErrorKind::Refused,
+        VolumeError::NoSpace | VolumeError::Registry(_) => ErrorKind::Failed,
+        VolumeError::Store(error) => of_store(error),
+    }
+}
+
+/// The next step, where the message does not end with it already.
+fn next_step(error: &Error) -> Option<&'static str> {
+    Some(match error {
+        Error::BadRequest(_) => "See the control API's documentation for this call",
+        Error::Audit { .. } => {
+            "Make the log writable: without a record no key is used and nothing is deleted"
+        }
+        Error::Backing { .. } => "Name an existing directory or block device",
+        Error::BackingNotAllowed { .. } => {
+            "Name a place below one that `backing` in the configuration lists, or ask an administrator"
+        }
+        Error::DeviceSize { .. } => "Give the device's own size with --size",
+        Error::Forbidden { .. } | Error::Stranger(_) => {
+            "Have the administrator add you to [rights] in sealvold's configuration"
+        }
+        Error::Attached(_) => "Detach it first",
+        Error::NotAttached(_) => "Attach it first",
+        Error::ClientsConnected { .. } => "Disconnect them, or detach with --force",
+        Error::NoSuchVolume(_) => "See `sealvol volume list`",
+        Error::LossRecorded { .. } => {
+            "Check the store and what the volume holds, then attach with --accept-loss"
+        }
+        Error::NoWrappedKey(_) | Error::OtherKey { .. } => {
+            "Restore the layer's `meta` from a copy, and find out who can write the store"
+        }
+        Error::BadKey { .. } => "Do not use this volume's key; ask the key service's operator",
+        Error::NoSuchProvider { .. } => {
+            "Name one of them, or have this one added to sealvold's configuration"
+        }
+        Error::SelfTest(_) => "Do not use this build on this machine: nothing is served",
+        Error::NoSuchCall { .. } => "Use the sealvol and sealvold of one release together",
+        Error::Stopping => "Ask again when it has started",
+        Error::Internal(_) => "Report it, with the daemon's log",
+        // These say it themselves.
+        Error::BadName(_)
+        | Error::Key { .. }
+        | Error::KeyChild { .. }
+        | Error::KeyMemory(_)
+        | Error::KeyRef(_)
+        | Error::Registry(_)
+        | Error::Store { .. }
+        | Error::Volume { .. } => return None,
+    })
+}
+
+const ALREADY_EXISTS: &str = "AlreadyExistsException";
+
+#[cfg(test)]
+mod tests {
+    use sealvol_control::keychild::KeyFailure;
+
+    use super::*;
+
+    fn key_failure(class: FailureClass, provider_error: &str) -> Error {
+        let failure = KeyFailure {
+            class,
+            provider_error: provider_error.to_owned(),
+            message: "it was refused".to_owned(),
+            next_step: "Do something else".to_owned(),
+        };
+        Error::Key { key: "local:default".parse().expect("a key"), failure: Box::new(failure) }
+    }
+
+    #[test]
+    fn refusals_of_key_services_have_the_documented_exit_codes() {
+        for (class, name, exit) in [
+            (FailureClass::KeyUnusable, "DisabledException", 3),
+            (FailureClass::NotPermitted, "AccessDeniedException", 3),
+            (FailureClass::WrongKeyOrTamper, "InvalidCiphertextException", 3),
+            (FailureClass::GoneForEver, "NotFoundException", 4),
+            (FailureClass::Transient, "ThrottlingException", 1),
+            (FailureClass::CallerBug, "ValidationException", 2),
+            (FailureClass::CallerBug, ALREADY_EXISTS, 5),
+        ] {
+            let reply = error(&key_failure(class, name));
+            assert_eq!(reply.kind.exit_code(), exit, "{name}");
+            assert_eq!(reply.message, format!("key local:default: it was refused ({name})"));
+            assert_eq!(reply.next_step.as_deref(), Some("Do something else"));
+        }
+    }
+
+    #[test]
+    fn refusals_of_volumes_have_the_documented_exit_codes() {
+        let name = "v".parse().expect("a name");
+        for (source, exit) in [
+            (VolumeError::WrongKey, 3),
+            (VolumeError::Tampered { cause: "a bad MAC" }, 3),
+            (VolumeError::NewerFormat { version: 2 }, 3),
+            (VolumeError::Truncated { file: "data", found: 1, expected: 2 }, 3),
+            (VolumeError::RolledBack { found: 1, pinned: 2 }, 3),
+            (VolumeError::NoSuperblock { cause: "torn" }, 3),
+            (VolumeError::InvalidSize { size: 1 }, 2),
+            (VolumeError::Shrink { asked: 1, size: 2 }, 2),
+            (VolumeError::NoSpace, 1),
+            (VolumeError::ReadOnly, 5),
+        ] {
+            let text = source.to_string();
+            let reply = error(&Error::volume(&name)(source));
+            assert_eq!(reply.kind.exit_code(), exit, "{text}");
+            assert_eq!(reply.message, format!("volume v: {text}"));
+        }
+    }
+
+    #[test]
+    fn states_and_names_have_the_documented_exit_codes() {
+        let name = || "v".parse().expect("a name");
+        for (failed, exit) in [
+            (Error::Attached(name()), 5),
+            (Error::NotAttached(name()), 5),
+            (Error::ClientsConnected { name: name(), count: 2 }, 5),
+            (Error::Registry(RegistryError::NameTaken("v".into())), 5),
+            (Error::NoSuchVolume(name()), 4),
+            (Error::Stranger(1000), 3),
+            (Error::SelfTest("AES".into()), 3),
+            (Error::LossRecorded { name: name(), loss: "a sync failed".into() }, 3),
+            (Error::BadRequest("x".into()), 2),
+            (Error::Stopping, 1),
+        ] {
+            let reply = error(&failed);
+            assert_eq!(reply.kind.exit_code(), exit, "{failed}");
+            assert!(reply.message.contains(": "), "THING: CAUSE in {}", reply.message);
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Which call a request means, which right it needs, and the operation behind it.
+//!
+//! Each call runs as a task of its own: hyper drops what it awaits when a client goes away, and an
+//! operation on a volume must be carried to its end.
+
+use std::sync::Arc;
+
+use hyper::body::Bytes;
+use hyper::http::request::Parts;
+use hyper::Method;
+use sealvol_control::api::VolumeName;
+use sealvol_control::keychild::Right;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::rights::Caller;
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Route {
+    Status,
+    SelfTest,
+    ListVolumes,
+    CreateVolume,
+    ShowVolume(VolumeName),
+    DeleteVolume(VolumeName),
+    Attach(VolumeName),
+    Detach(VolumeName),
+    Resize(VolumeName),
+    Map(VolumeName, u64),
+    ListKeys(Option<String>),
+    CreateKey,
+    ShowKey(String),
+}
+
+impl Route {
+    /// The right that it needs; none: any right will do.
+    fn right(&self) -> Option<Right> {
+        match self {
+            Self::Status
+            | Self::ListVolumes
+            | Self::ShowVolume(_)
+            | Self::ListKeys(_)
+            | Self::ShowKey(_) => None,
+            Self::CreateVolume => Some(Right::Create),
+            Self::Attach(_) | Self::Detach(_) => Some(Right::Attach),
+            Self::SelfTest
+            | Self::DeleteVolume(_)
+            | Self::Resize(_)
+            | Self::Map(..)
+            | Self::CreateKey => Some(Right::Administer),
+        }
+    }
+}
+
+/// Carries out a request and gives the answer as JSON.
+pub(super) async fn call(
+    daemon: Arc<Daemon>,
+    caller: Caller,
+    head: &Parts,
+    body: Bytes,
+) -> Result<Vec<u8>, Error> {
+    // A stranger learns nothing, not even which calls and volumes there are.
+    daemon.require_any(caller)?;
+    let route = route(&head.method, head.uri.path(), head.uri.query())?;
+    if let Some(right) = route.right() {
+        daemon.require(caller, right)?;
+    }
+    let leave = daemon.leave().await?;
+    let task = tokio::spawn(async move {
+        let answer = carry_out(&daemon, caller, route, &body).await;
+        drop(leave);
+        answer
+    });
+    task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
+}
+
+async fn carry_out(
+    daemon: &Daemon,
+    caller: Caller,
+    route: Route,
+    body: &Bytes,
+) -> Result<Vec<u8>, Error> {
+    match route {
+        Route::Status => json(&daemon.status().await?),
+        Route::SelfTest => json(&daemon.memory.selftest()?),
+        Route::ListVolumes => json(&daemon.list_volumes().await?),
+        Route::CreateVolume => json(&daemon.create_volume(caller, message(body)?).await?),
+        Route::ShowVolume(name) => json(&daemon.show_volume(&name).await?),
+        Route::DeleteVolume(name) => {
+            json(&daemon.delete_volume(caller, name, message_or_default(body)?).await?)
+        }
+        Route::Attach(name) => {
+            json(&daemon.attach_volume(caller, name, message_or_default(body)?).await?)
+        }
+        Route::Detach(name) => json(&daemon.detach_volume(name, message_or_default(body)?).await?),
+        Route::Resize(name) => json(&daemon.resize_volume(name, message(body)?).await?),
+        Route::Map(name, offset) => json(&daemon.map_volume(&name, offset).await?),
+        Route::ListKeys(provider) => json(&daemon.list_keys(provider.as_deref()).await?),
+        Route::CreateKey => json(&daemon.create_key(caller, message(body)?).await?),
+        Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
+    }
+}
+
+fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Error> {
+    let no_such_call =
+        || Error::NoSuchCall { method: method.to_string(), path: path.to_owned() };
+    let segments: Vec<String> = path
+        .strip_prefix("/v1/")
+        .ok_or_else(no_such_call)?
+        .split('/')
+        .map(percent_decoded)
+        .collect::<Option<_>>()
+        .ok_or_else(no_such_call)?;
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let get = method == Method::GET;
+    let post = method == Method::POST;
+    let delete = method == Method::DELETE;
+    Ok(match segments[..] {
+        ["status"] if get => Route::Status,
+        ["selftest"] if post => Route::SelfTest,
+        ["volumes"] if get => Route::ListVolumes,
+        ["volumes"] if post => Route::CreateVolume,
+        ["volumes", name] if get => Route::ShowVolume(name.parse()?),
+        ["volumes", name] if delete => Route::DeleteVolume(name.parse()?),
+        ["volumes", name, "attach"] if post => Route::Attach(name.parse()?),
+        ["volumes", name, "detach"] if post => Route::Detach(name.parse()?),
+        ["volumes", name, "resize"] if post => Route::Resize(name.parse()?),
+        ["volumes", name, "map"] if get => {
+            let offset = match parameter(query, "offset")? {
+                Some(text) => text
+                    .parse()
+                    .map_err(|_| Error::BadRequest(format!("offset={text} is no number")))?,
+                None => 0,
+            };
+            Route::Map(name.parse()?, offset)
+        }
+        ["keys"] if get => Route::ListKeys(parameter(query, "provider")?),
+        ["keys"] if post => Route::CreateKey,
+        ["keys", key] if get => Route::ShowKey(key.to_owned()),
+        _ => return Err(no_such_call()),
+    })
+}
+
+/// The value of the one query parameter that a path has; another one is refused.
+fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Error> {
+    let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
+    let unknown = || Error::BadRequest(format!("the query `{query}` is not understood"));
+    let value = query.strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
+    let value = value.filter(|value| !value.contains(['&', '='])).ok_or_else(unknown)?;
+    percent_decoded(value).map(Some).ok_or_else(unknown)
+}
+
+/// `text` without percent-encoding (RFC 3986, section 2.1), if that is UTF-8.
+fn percent_decoded(text: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        if first != b'%' {
+            bytes.push(first);
+            rest = after;
+            continue;
+        }
+        let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+        if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = &after[2..];
+    }
+    String::from_utf8(bytes).ok()
+}
+
+fn message<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
+    serde_json::from_slice(body)
+        .map_err(|error| Error::BadRequest(format!("its body is not understood: {error}")))
+}
+
+fn message_or_default<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Error> {
+    if body.is_empty() { Ok(T::default()) } else { message(body) }
+}
+
+fn json<T: Serialize>(answer: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(answer).map_err(|error| Error::Internal(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use sealvol_control::api;
+
+    use super::*;
+
+    fn parse(method: Method, uri: &str) -> Result<Route, Error> {
+        let (path, query) = uri.split_once('?').map_or((uri, None), |(p, q)| (p, Some(q)));
+        route(&method, path, query)
+    }
+
+    #[test]
+    fn every_documented_call_is_routed_with_its_right() {
+        let v: VolumeName = "v".parse().expect("a name");
+        let table = [
+            (Method::GET, api::STATUS.to_owned(), Route::Status, None),
+            (Method::POST, api::SELFTEST.to_owned(), Route::SelfTest, Some(Right::Administer)),
+            (Method::GET, api::VOLUMES.to_owned(), Route::ListVolumes, None),
+            (Method::POST, api::VOLUMES.to_owned(), Route::CreateVolume, Some(Right::Create)),
+            (Method::GET, "/v1/volumes/v".into(), Route::ShowVolume(v.clone()), None),
+            (
+                Method::DELETE,
+                "/v1/volumes/v".into(),
+                Route::DeleteVolume(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/attach".into(),
+                Route::Attach(v.clone()),
+                Some(Right::Attach),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/detach".into(),
+                Route::Detach(v.clone()),
+                Some(Right::Attach),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/resize".into(),
+                Route::Resize(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::GET,
+                "/v1/volumes/v/map?offset=4096".into(),
+                Route::Map(v, 4096),
+                Some(Right::Administer),
+            ),
+            (Method::GET, api::KEYS.to_owned(), Route::ListKeys(None), None),
+            (
+                Method::GET,
+                "/v1/keys?provider=local".into(),
+                Route::ListKeys(Some("local".into())),
+                None,
+            ),
+            (Method::POST, api::KEYS.to_owned(), Route::CreateKey, Some(Right::Administer)),
+            (
+                Method::GET,
+                "/v1/keys/aws:arn%3Akey%2F1".into(),
+                Route::ShowKey("aws:arn:key/1".into()),
+                None,
+            ),
+        ];
+        for (method, uri, expected, right) in table {
+            let found = parse(method, &uri).expect(&uri);
+            assert_eq!(found, expected, "{uri}");
+            assert_eq!(found.right(), right, "{uri}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_call_is_refused() {
+        for (method, uri) in [
+            (Method::GET, "/"),
+            (Method::GET, "/v2/status"),
+            (Method::POST, "/v1/status"),
+            (Method::PUT, "/v1/volumes"),
+            (Method::GET, "/v1/volumes/v/attach"),
+            (Method::GET, "/v1/volumes/v/map/x"),
+            (Method::GET, "/v1/keys/%zz"),
+            (Method::GET, "/v1/keys/%+1"),
+            (Method::GET, "/v1/keys/%ff"),
+        ] {
+            let refused = parse(method, uri);
+            assert!(matches!(refused, Err(Error::NoSuchCall { .. })), "{uri}: {refused:?}");
+        }
+        for uri in ["/v1/volumes/v/map?offset=x", "/v1/volumes/v/map?limit=1", "/v1/keys?a=b"] {
+            assert!(matches!(parse(Method::GET, uri), Err(Error::BadRequest(_))), "{uri}");
+        }
+        for uri in ["/v1/volumes/..", "/v1/volumes/%2e%2e%2fx", "/v1/volumes/a%20b"] {
+            assert!(matches!(parse(Method::GET, uri), Err(Error::BadName(_))), "{uri}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Why the daemon does not do what it was asked: by cause.
+//!
+//! Each message is `THING: CAUSE`. What the caller gets (kind, HTTP status, exit code, next step) is
+//! said in one place, [`crate::control::reply`].
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sealvol_control::api::{BadVolumeName, VolumeName};
+use sealvol_control::key_ref::{KeyRef, KeyRefError};
+use sealvol_control::keychild::{KeyChildError, KeyFailure, Right};
+use sealvol_crypto::KeyError;
+use sealvol_crypto::locked::LockedError;
+use sealvol_store::StoreError;
+use sealvol_volume::VolumeError;
+use thiserror::Error;
+
+use crate::registry::RegistryError;
+use crate::rights;
+
+/// A request that was not carried out.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A request in the wrong form.
+    #[error("request: {0}")]
+    BadRequest(String),
+    /// A name that no volume can have.
+    #[error(transparent)]
+    BadName(#[from] BadVolumeName),
+    /// The audit log cannot be written, so keys may not be used.
+    #[error("audit log {}: {source}", path.display())]
+    Audit {
+        /// The log.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The backing is neither a directory nor a block device, or cannot be looked at.
+    #[error("backing {}: {cause}", path.display())]
+    Backing {
+        /// What was asked for.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// The caller may create volumes, but not there.
+    #[error("backing {}: uid {uid} may not put volumes there", path.display())]
+    BackingNotAllowed {
+        /// What was asked for.
+        path: PathBuf,
+        /// Who asked.
+        uid: u32,
+    },
+    /// A volume on a block device has exactly its size.
+    #[error("backing {}: the device has {device} bytes, the volume would have {asked}", path.display())]
+    DeviceSize {
+        /// The device.
+        path: PathBuf,
+        /// Its size in bytes.
+        device: u64,
+        /// The size that was asked for.
+        asked: u64,
+    },
+    /// The caller lacks the right.
+    #[error("uid {uid}: it does not hold the right to {}", rights::word(*right))]
+    Forbidden {
+        /// Who asked.
+        uid: u32,
+        /// What is needed.
+        right: Right,
+    },
+    /// The caller holds no right at all.
+    #[error("uid {0}: it holds no right on this daemon")]
+    Stranger(u32),
+    /// The volume is attached, and what was asked needs it not to be.
+    #[error("volume {0}: it is attached")]
+    Attached(VolumeName),
+    /// The volume is not attached, and what was asked needs it to be.
+    #[error("volume {0}: it is not attached")]
+    NotAttached(VolumeName),
+    /// Clients use the volume.
+    #[error("volume {name}: {count} clients are connected")]
+    ClientsConnected {
+        /// The volume.
+        name: VolumeName,
+        /// How many.
+        count: usize,
+    },
+    /// There is no such volume.
+    #[error("volume {0}: there is none of that name")]
+    NoSuchVolume(VolumeName),
+    /// A failed sync is on record (rule R6).
+    #[error("volume {name}: acknowledged writes may be lost: {loss}")]
+    LossRecorded {
+        /// The volume.
+        name: VolumeName,
+        /// What failed.
+        loss: String,
+    },
+    /// The superblock holds no wrapped copy of the data key that the registry names.
+    #[error("volume {0}: its superblock holds no wrapped copy of its data key; it was changed")]
+    NoWrappedKey(VolumeName),
+    /// The superblock names another key-encryption key than the registry.
+    #[error("volume {name}: its superblock says the key {found} wraps it, the registry says {expected}")]
+    OtherKey {
+        /// The volume.
+        name: VolumeName,
+        /// Key id of the superblock.
+        found: String,
+        /// Key id of the registry.
+        expected: String,
+    },
+    /// The key that came is none.
+    #[error("volume {name}: its unwrapped key is refused: {source}")]
+    BadKey {
+        /// The volume.
+        name: VolumeName,
+        /// What is wrong with it.
+        source: KeyError,
+    },
+    /// The key service refused or failed.
+    #[error("key {key}: {} ({})", failure.message, failure.provider_error)]
+    Key {
+        /// The key.
+        key: KeyRef,
+        /// In the provider's words.
+        failure: Box<KeyFailure>,
+    },
+    /// The key service could not be asked.
+    #[error("key {key}: {source}")]
+    KeyChild {
+        /// The key.
+        key: KeyRef,
+        /// What happened to the key child.
+        source: Box<KeyChildError>,
+    },
+    /// It is no key reference.
+    #[error(transparent)]
+    KeyRef(#[from] KeyRefError),
+    /// No configured provider has that name.
+    #[error("key provider `{provider}`: it is not configured; there are: {configured}")]
+    NoSuchProvider {
+        /// The name.
+        provider: String,
+        /// Those that there are.
+        configured: String,
+    },
+    /// Memory for keys cannot be locked.
+    #[error("key memory: {0}")]
+    KeyMemory(Arc<LockedError>),
+    /// The self-tests failed: nothing is served.
+    #[error("self-test: {0}")]
+    SelfTest(String),
+    /// There is no such path in the API, or no such method on it.
+    #[error("{method} {path}: the control API has no such call")]
+    NoSuchCall {
+        /// The HTTP method.
+        method: String,
+        /// The path.
+        path: String,
+    },
+    /// The registry cannot be read or written.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The daemon is stopping.
+    #[error("sealvold: it is stopping")]
+    Stopping,
+    /// A file or directory of the volume.
+    #[error("volume {name}: {source}")]
+    Store {
+        /// The volume.
+        name: VolumeName,
+        /// What happened.
+        source: StoreError,
+    },
+    /// A part of the daemon broke while it carried out the request.
+    #[error("internal: {0}")]
+    Internal(String),
+    /// The volume itself.
+    #[error("volume {name}: {source}")]
+    Volume {
+        /// The volume.
+        name: VolumeName,
+        /// What happened.
+        source: Box<VolumeError>,
+    },
+}
+
+impl Error {
+    /// The volume `name` failed so.
+    pub fn volume(name: &VolumeName) -> impl FnOnce(VolumeError) -> Self {
+        let name = name.clone();
+        move |source| Self::Volume { name, source: Box::new(source) }
+    }
+
+    /// A file of the volume `name` failed so.
+    pub fn store(name: &VolumeName) -> impl FnOnce(StoreError) -> Self {
+        let name = name.clone();
+        move |source| Self::Store { name, source }
+    }
+}

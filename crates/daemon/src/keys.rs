@@ -1,0 +1,286 @@
+//! The daemon's side of the key path: which provider, which call, how often, and its record.
+//!
+//! What always holds:
+//! - a key reference whose provider is not configured is refused before anything is started;
+//! - each use of a key is in the audit log, with its result, before it has an effect;
+//! - only a failure that may pass is tried again, within the deadline, and never one that might
+//!   have made something;
+//! - a plaintext key goes from the key socket into locked memory, nowhere else.
+
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sealvol_control::api::VolumeName;
+use sealvol_control::key_ref::KeyRef;
+use sealvol_control::keychild::{
+    Answer, Batch, Call, Context, Done, FailureClass, Fault, KeyChild, KeyChildError,
+    KeyDescription, MasterKey, Provider, Right, Service, Wrapped,
+};
+use sealvol_crypto::VolumeKey;
+use sealvol_crypto::locked::KeyMemory;
+use sealvol_volume::VolumeId;
+
+use crate::audit::{Audit, Operation, Record};
+use crate::config::Config;
+use crate::error::Error;
+use crate::rights::Caller;
+
+/// The key services as they are configured.
+#[derive(Debug)]
+pub struct Keys {
+    child: KeyChild,
+    deadline: Duration,
+    providers: std::collections::BTreeMap<String, Provider>,
+    require_secretmem: bool,
+    /// Where a provider's passphrase is read from, once per child.
+    passphrase: Option<File>,
+    audit: Audit,
+}
+
+/// The volume that a key is used for.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name.
+    pub name: VolumeName,
+    /// The encryption context of the data key, computed from the registry.
+    pub context: Context,
+}
+
+impl Keys {
+    /// The providers of `config`; `passphrase` is a file with the passphrase of those that need one.
+    pub fn new(config: &Config, passphrase: Option<File>, audit: Audit) -> Self {
+        Self {
+            child: KeyChild::new(&config.key_child, config.key_deadline),
+            deadline: config.key_deadline,
+            providers: config.providers.clone(),
+            require_secretmem: config.require_secretmem,
+            passphrase,
+            audit,
+        }
+    }
+
+    /// The names of the configured providers.
+    pub fn providers(&self) -> impl Iterator<Item = &Provider> {
+        self.providers.values()
+    }
+
+    /// Refuses a key of a provider that is not configured.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchProvider`].
+    pub fn check(&self, key: &KeyRef) -> Result<(), Error> {
+        self.provider(key.provider()).map(|_| ())
+    }
+
+    /// Makes a data key for a volume and returns it wrapped: nobody sees it.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked, or the record cannot be written.
+    pub async fn generate(
+        &self,
+        caller: Caller,
+        subject: &Subject,
+        key: &KeyRef,
+    ) -> Result<Wrapped, Error> {
+        let call =
+            Call::Generate { key: key.key().to_owned(), context: subject.context.clone() };
+        let answer = self.ask(Right::Create, key, call, Attempts::Several).await;
+        let wrapped = answer.and_then(|(done, _)| match done {
+            Done::Generate(wrapped) => Ok(wrapped),
+            other => Err(mismatched(&other)),
+        });
+        let record = Record {
+            key_version: wrapped.as_ref().ok().map(|wrapped| wrapped.key_version),
+            ..record(Operation::Generate, caller, subject, key)
+        };
+        self.record(record, wrapped).await
+    }
+
+    /// Unwraps a volume's data key straight into locked memory.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked, the record cannot be written, or what came
+    /// is no key.
+    pub async fn unwrap(
+        &self,
+        caller: Caller,
+        subject: &Subject,
+        key: &KeyRef,
+        wrapped: Vec<u8>,
+        memory: &Arc<KeyMemory>,
+    ) -> Result<VolumeKey, Error> {
+        let call = Call::Unwrap {
+            key: key.key().to_owned(),
+            wrapped,
+            context: subject.context.clone(),
+        };
+        let answer = self.ask(Right::Attach, key, call, Attempts::Several).await;
+        let unwrapped = answer.and_then(|(done, answer)| match done {
+            Done::Unwrap { key_version, .. } => Ok((key_version, answer.keys)),
+            other => Err(mismatched(&other)),
+        });
+        let record = Record {
+            key_version: unwrapped.as_ref().ok().map(|(version, _)| *version),
+            ..record(Operation::Unwrap, caller, subject, key)
+        };
+        let (_, mut socket) = self.record(record, unwrapped).await?;
+        // All 64 bytes are in the socket's buffer and the child is gone: this does not block.
+        VolumeKey::read_from(memory, &mut socket)
+            .map_err(|source| Error::BadKey { name: subject.name.clone(), source })
+    }
+
+    /// Tells what a provider says of one of its keys.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked.
+    pub async fn describe(&self, key: &KeyRef) -> Result<KeyDescription, Error> {
+        let call = Call::Describe { key: key.key().to_owned() };
+        match self.ask(Right::Attach, key, call, Attempts::Several).await?.0 {
+            Done::Describe(description) => Ok(description),
+            other => Err(mismatched(&other)),
+        }
+    }
+
+    /// Tells all keys of a provider.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked, or there is no such provider.
+    pub async fn list(&self, provider: &str) -> Result<Vec<KeyDescription>, Error> {
+        // For messages only: the call names no key.
+        let whole = KeyRef::new(provider, "*")?;
+        match self.ask(Right::Attach, &whole, Call::ListKeys, Attempts::Several).await?.0 {
+            Done::ListKeys(descriptions) => Ok(descriptions),
+            other => Err(mismatched(&other)),
+        }
+    }
+
+    /// Makes a key-encryption key.
+    ///
+    /// # Errors
+    /// When the key service refuses (there is one of that name) or cannot be asked, or the record
+    /// cannot be written.
+    pub async fn create(&self, caller: Caller, key: &KeyRef) -> Result<KeyDescription, Error> {
+        let call = Call::CreateKey { name: key.key().to_owned() };
+        let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
+        let created = answer.and_then(|(done, _)| match done {
+            Done::CreateKey(description) => Ok(description),
+            other => Err(mismatched(&other)),
+        });
+        let record =
+            Record { key: Some(key.to_string()), ..Record::of(Operation::CreateKey, caller) };
+        self.record(record, created).await
+    }
+
+    fn provider(&self, name: &str) -> Result<&Provider, Error> {
+        self.providers.get(name).ok_or_else(|| Error::NoSuchProvider {
+            provider: name.to_owned(),
+            configured: self.providers.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// One call to the provider of `key`, again while its failure may pass and there is time.
+    async fn ask(
+        &self,
+        right: Right,
+        key: &KeyRef,
+        call: Call,
+        attempts: Attempts,
+    ) -> Result<(Done, Answer), Error> {
+        let provider = self.provider(key.provider())?.clone();
+        let batch = Batch {
+            right,
+            provider,
+            require_secretmem: self.require_secretmem,
+            calls: vec![call],
+        };
+        let until = Instant::now() + self.deadline;
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let error = match self.call_child(&batch).await {
+                Ok(mut answer) => match answer.results.pop() {
+                    Some(Ok(done)) => return Ok((done, answer)),
+                    Some(Err(failure)) => {
+                        Error::Key { key: key.clone(), failure: Box::new(failure) }
+                    }
+                    None => Error::Internal("the key child answered without a result".to_owned()),
+                },
+                Err(source) => Error::KeyChild { key: key.clone(), source: Box::new(source) },
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if attempts == Attempts::One || !may_pass(&error) || left <= pause {
+                return Err(error);
+            }
+            tracing::warn!(key = %key, %error, "key service failed, trying again");
+            tokio::time::sleep(pause + jitter(pause)).await;
+            pause *= 3;
+        }
+    }
+
+    async fn call_child(&self, batch: &Batch) -> Result<Answer, KeyChildError> {
+        let Service::Local(local) = &batch.provider.service;
+        match (&local.master_key, &self.passphrase) {
+            (MasterKey::Passphrase, Some(file)) => {
+                self.child.call_with_passphrase(batch, file.as_fd()).await
+            }
+            _ => self.child.call(batch).await,
+        }
+    }
+
+    /// Writes `record` with the outcome; only then is a success one.
+    async fn record<T>(&self, record: Record, outcome: Result<T, Error>) -> Result<T, Error> {
+        let result = match &outcome {
+            Ok(_) => "ok".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let written = self.audit.append(Record { result, ..record }).await;
+        match (outcome, written) {
+            (Ok(value), Ok(())) => Ok(value),
+            (Err(error), _) => Err(error),
+            (Ok(_), Err(source)) => {
+                Err(Error::Audit { path: self.audit.path().to_owned(), source })
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempts {
+    /// The call may have made something although it failed.
+    One,
+    Several,
+}
+
+fn record(operation: Operation, caller: Caller, subject: &Subject, key: &KeyRef) -> Record {
+    Record {
+        volume: Some(subject.id.to_string()),
+        name: Some(subject.name.to_string()),
+        key: Some(key.to_string()),
+        context: subject.context.clone(),
+        ..Record::of(operation, caller)
+    }
+}
+
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Key { failure, .. } => failure.class == FailureClass::Transient,
+        Error::KeyChild { source, .. } => source.fault() == Fault::Retry,
+        _ => false,
+    }
+}
+
+fn mismatched(done: &Done) -> Error {
+    Error::Internal(format!("the key child answered another call: {done:?}"))
+}
+
+/// Up to half of `pause` more, so that volumes that failed together do not come back together.
+fn jitter(pause: Duration) -> Duration {
+    let mut byte = [0];
+    sealvol_crypto::random(&mut byte);
+    pause * u32::from(byte[0]) / 512
+}
+
+const FIRST_PAUSE: Duration = Duration::from_millis(100);

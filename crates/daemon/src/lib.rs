@@ -1,0 +1,41 @@
+//! `sealvold`: the daemon that attaches encrypted volumes and serves them over NBD.
+//!
+//! ```text
+//! sealvol ─▶ control/ ─▶ operations/ ─▶ registry/, keys ─▶ (key child)
+//!                             │
+//! NBD client ─▶ engine/ ─▶ exports ─▶ export ─▶ volume
+//! ```
+//!
+//! | question | file |
+//! |---|---|
+//! | how it starts and stops | `serve.rs` |
+//! | what it may be told | `args.rs`, `config.rs` |
+//! | who may do what | `rights.rs`, `exports.rs` |
+//! | what it trusts | `state_dir.rs`, `registry/` |
+//! | when a key is used, and its record | `keys.rs`, `audit.rs` |
+//! | what each command does | `operations/` |
+//! | what a failure is called | `error.rs`, `control/reply.rs`, `export.rs` |
+//!
+//! It is wiring and policy: no format, protocol or cipher is here, and no key-service code is linked.
+
+pub mod args;
+mod audit;
+mod config;
+mod control;
+mod daemon;
+pub mod engine;
+mod error;
+mod export;
+pub mod exports;
+mod hardening;
+mod host;
+mod keys;
+mod listeners;
+mod logging;
+mod operations;
+mod place;
+mod registry;
+mod rights;
+pub mod serve;
+mod state_dir;
+mod timestamp;

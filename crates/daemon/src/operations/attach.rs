@@ -1,0 +1,197 @@
+//! `volume attach`: from the registry to an export.
+//!
+//! ```text
+//! registry ─▶ files, locked ─▶ wrapped key ─▶ key child ─▶ locked memory ─▶ commitment ─▶ volume::open ─▶ export
+//! ```
+//! What always holds: nothing is written to the layer before the key has proved to be the pinned one
+//! and the superblock has agreed with the registry; the encryption context comes from the registry;
+//! whatever fails on the way leaves no key in memory and no lock on a file.
+
+use std::sync::Arc;
+
+use sealvol_control::api::{self, VolumeName};
+use sealvol_control::key_ref::KeyRef;
+use sealvol_control::size::Size;
+use sealvol_crypto::{SectorCipher, VolumeKey};
+use sealvol_store::{FileStore, Store as _};
+use sealvol_volume::{Volume, VolumeError, WrappedKey, read_keys};
+
+use super::{pins, subject};
+use crate::audit::{Operation, Record};
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::exports::Export;
+use crate::host::LayerHost;
+use crate::place::{Files, Place};
+use crate::registry::{Attached, LayerRow, VolumeRow};
+use crate::rights::Caller;
+
+impl Daemon {
+    pub(crate) async fn attach_volume(
+        &self,
+        caller: Caller,
+        name: VolumeName,
+        request: api::AttachVolume,
+    ) -> Result<api::Volume, Error> {
+        let _turn = self.turn(&name).await;
+        let row = self.registered(&name).await?;
+        if self.exports.get(name.as_str()).is_some() {
+            return Err(Error::Attached(name));
+        }
+        let attached = Attached {
+            read_only: request.read_only,
+            allow: self.allowed(caller, request.allow),
+            by: caller.uid,
+        };
+        let volume = self.open_volume(caller, &row, attached.read_only, request.accept_loss).await?;
+        let (id, registered) = (row.id, attached.clone());
+        let recorded =
+            self.registry.call(move |registry| registry.set_attached(id, &registered)).await;
+        if let Err(error) = recorded {
+            // Nobody has used it yet: closing only writes the clean mark back.
+            let _ = volume.close().await;
+            return Err(error.into());
+        }
+        self.serve(&row, volume, attached);
+        self.show_volume(&name).await
+    }
+
+    /// Attaches a volume as the registry says it was attached, after a restart.
+    pub(crate) async fn attach_again(&self, name: VolumeName) -> Result<(), Error> {
+        let _turn = self.turn(&name).await;
+        let row = self.registered(&name).await?;
+        let Some(attached) = row.attached.clone() else { return Ok(()) };
+        let volume = self.open_volume(Self::itself(), &row, attached.read_only, false).await?;
+        self.serve(&row, volume, attached);
+        Ok(())
+    }
+
+    /// Who may open the export: those named, else those configured, else the caller and root.
+    fn allowed(&self, caller: Caller, named: Option<Vec<u32>>) -> Vec<u32> {
+        let mut allow = named
+            .or_else(|| self.config.nbd_allow.clone())
+            .unwrap_or_else(|| vec![0, caller.uid]);
+        allow.sort_unstable();
+        allow.dedup();
+        allow
+    }
+
+    async fn open_volume(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        read_only: bool,
+        accept_loss: bool,
+    ) -> Result<Arc<Volume<FileStore>>, Error> {
+        let name = &row.name;
+        if let Some(loss) = row.loss.clone().filter(|_| !accept_loss) {
+            return Err(Error::LossRecorded { name: name.clone(), loss });
+        }
+        let layer = self.top_layer(row).await?;
+        let place = Place::of(&row.backing, layer.id, &self.state.layers());
+        let (store_access, access) = if read_only {
+            (sealvol_store::Access::ReadOnly, sealvol_volume::Access::ReadOnly)
+        } else {
+            (sealvol_store::Access::Writable, sealvol_volume::Access::Writable)
+        };
+        let files = place.open(store_access).await.map_err(Error::store(name))?;
+        if row.loss.is_some() {
+            self.begin_accept_loss(caller, row, &files).await?;
+        }
+        let wrapped = wrapped_key(row, &layer, &files).await?;
+        let cipher = self.load_key(caller, row, &layer, wrapped).await?;
+        let host = Arc::new(LayerHost {
+            layer: layer.id,
+            registry: self.registry.clone(),
+            runtime: self.runtime.clone(),
+        });
+        let pins = pins(row, &layer);
+        let opened =
+            sealvol_volume::open(files.data, files.meta, cipher, &pins, access, host).await;
+        let volume = opened.map_err(Error::volume(name))?;
+        if let Some(repaired) = volume.repaired() {
+            tracing::warn!(volume = %name, repaired, "the superblock was repaired");
+        }
+        if row.loss.is_some() {
+            let id = row.id;
+            self.registry.call(move |registry| registry.accept_loss(id)).await?;
+        }
+        Ok(volume)
+    }
+
+    async fn top_layer(&self, row: &VolumeRow) -> Result<LayerRow, Error> {
+        let (id, top) = (row.id, row.top);
+        let layers = self.registry.call(move |registry| registry.layers(id, top)).await?;
+        let missing = || Error::Internal(format!("volume {}: its layer is not registered", row.name));
+        layers.into_iter().next().ok_or_else(missing)
+    }
+
+    /// Unwraps the data key into locked memory and expands it, if it is the pinned one.
+    async fn load_key(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        layer: &LayerRow,
+        wrapped: WrappedKey,
+    ) -> Result<SectorCipher, Error> {
+        let memory = self.memory.ready()?;
+        // By the resolved id: a name may have come to mean another key.
+        let key = KeyRef::new(&layer.wrapped_by.provider, &layer.wrapped_by.key_id)?;
+        let subject = subject(row, layer);
+        let unwrapped = self.keys.unwrap(caller, &subject, &key, wrapped.blob, &memory).await?;
+        if layer.commitment.is_some_and(|pinned| pinned != unwrapped.commitment()) {
+            return Err(Error::volume(&row.name)(VolumeError::WrongKey));
+        }
+        Ok(VolumeKey::expand(unwrapped))
+    }
+
+    /// Forgets what the page cache shows and the disk may not have (rule R6).
+    async fn begin_accept_loss(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        files: &Files,
+    ) -> Result<(), Error> {
+        let record = Record {
+            volume: Some(row.id.to_string()),
+            name: Some(row.name.to_string()),
+            result: format!("accepted: {}", row.loss.as_deref().unwrap_or_default()),
+            ..Record::of(Operation::AcceptLoss, caller)
+        };
+        let written = self.audit.append(record).await;
+        written.map_err(|source| Error::Audit { path: self.audit.path().to_owned(), source })?;
+        for store in [&files.meta, &files.data] {
+            store.discard_cache().await.map_err(Error::store(&row.name))?;
+        }
+        Ok(())
+    }
+
+    fn serve(&self, row: &VolumeRow, volume: Arc<Volume<FileStore>>, attached: Attached) {
+        let name = row.name.to_string();
+        let description = format!("{} encrypted volume", Size(volume.size()));
+        tracing::info!(volume = %name, read_only = attached.read_only, by = attached.by, "attached");
+        self.failures.clear(&name);
+        let Attached { read_only, allow, .. } = attached;
+        self.exports.insert(Arc::new(Export::new(name, description, volume, read_only, allow)));
+    }
+}
+
+/// The wrapped copy of the layer's data key. The store says so; unwrapping under the registry's
+/// context is what proves it.
+async fn wrapped_key(
+    row: &VolumeRow,
+    layer: &LayerRow,
+    files: &Files,
+) -> Result<WrappedKey, Error> {
+    let keys = read_keys(&files.meta).await.map_err(Error::volume(&row.name))?;
+    let by = &layer.wrapped_by;
+    let mut copies = keys.into_iter().filter(|key| key.data_key == layer.data_key).peekable();
+    let Some(first) = copies.peek() else { return Err(Error::NoWrappedKey(row.name.clone())) };
+    let found = format!("{}:{}", first.provider, first.key_id);
+    let ours = copies.find(|key| key.provider == by.provider && key.key_id == by.key_id);
+    ours.ok_or_else(|| Error::OtherKey {
+        name: row.name.clone(),
+        found,
+        expected: format!("{}:{}", by.provider, by.key_id),
+    })
+}

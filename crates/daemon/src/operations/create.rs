@@ -1,0 +1,138 @@
+//! `volume create`.
+//!
+//! In this order, so that a crash leaves nothing half made: registry (*creating*) → data key,
+//! generated wrapped → layer, durable → registry (*available*). What is found *creating* at the next
+//! start is undone; so is what fails on the way.
+
+use sealvol_control::api;
+use sealvol_control::key_ref::KeyRef;
+use sealvol_control::keychild::Right;
+use sealvol_crypto::UnitSize;
+use sealvol_volume::{DataKeyId, LayerId, LayerParams, VolumeId, WrappedKey, check_size};
+
+use super::context;
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::keys::Subject;
+use crate::place::{Place, examine_backing};
+use crate::registry::{Backing, NewVolume, WrappedBy};
+use crate::rights::Caller;
+use crate::timestamp;
+
+impl Daemon {
+    pub(crate) async fn create_volume(
+        &self,
+        caller: Caller,
+        request: api::CreateVolume,
+    ) -> Result<api::Volume, Error> {
+        let _turn = self.turn(&request.name).await;
+        let new = self.check_create(caller, &request)?;
+        let row = new.clone();
+        self.registry.call(move |registry| registry.begin_create(&row)).await?;
+        let place = Place::of(&new.backing, new.layer, &self.state.layers());
+        match self.make_layer(caller, &new, &place).await {
+            Ok(by) => {
+                let (id, layer) = (new.id, new.layer);
+                self.registry.call(move |registry| registry.finish_create(id, layer, &by)).await?;
+                tracing::info!(volume = %new.name, id = %new.id, size = new.size, "created");
+                self.show_volume(&new.name).await
+            }
+            Err(error) => {
+                self.undo_create(&new, &place).await;
+                Err(error)
+            }
+        }
+    }
+
+    fn check_create(&self, caller: Caller, request: &api::CreateVolume) -> Result<NewVolume, Error> {
+        let name = request.name.clone();
+        check_size(request.size).map_err(Error::volume(&name))?;
+        let sector_size = UnitSize::try_from(request.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE))
+            .map_err(|error| Error::BadRequest(error.to_string()))?;
+        let key = request.key.as_deref().map_or_else(|| Ok(KeyRef::default()), str::parse)?;
+        self.keys.check(&key)?;
+        let backing = match &request.backing {
+            None => Backing::State,
+            Some(path) => {
+                let backing = examine_backing(path, request.size)?;
+                self.check_backing(caller, &backing)?;
+                backing
+            }
+        };
+        Ok(NewVolume {
+            id: VolumeId::random(),
+            name,
+            created: timestamp::now(),
+            size: request.size,
+            sector_size,
+            key,
+            backing,
+            layer: LayerId::random(),
+            data_key: DataKeyId::random(),
+        })
+    }
+
+    /// Whoever may only create puts volumes where the configuration says (by path component, so
+    /// `/srv/vol` does not allow `/srv/volumes`); an administrator anywhere.
+    fn check_backing(&self, caller: Caller, backing: &Backing) -> Result<(), Error> {
+        let (Backing::Directory(path) | Backing::Device(path)) = backing else {
+            return Ok(());
+        };
+        let configured = self.config.backing.iter().any(|root| path.starts_with(root));
+        if configured || self.config.rights.hold(caller, Right::Administer) {
+            Ok(())
+        } else {
+            Err(Error::BackingNotAllowed { path: path.clone(), uid: caller.uid })
+        }
+    }
+
+    async fn make_layer(
+        &self,
+        caller: Caller,
+        new: &NewVolume,
+        place: &Place,
+    ) -> Result<WrappedBy, Error> {
+        let context = context(new.id, new.data_key, new.sector_size);
+        let subject = Subject { id: new.id, name: new.name.clone(), context };
+        let wrapped = self.keys.generate(caller, &subject, &new.key).await?;
+        let by = WrappedBy {
+            provider: new.key.provider().to_owned(),
+            key_id: wrapped.key_id,
+            key_version: wrapped.key_version,
+        };
+        let key = WrappedKey {
+            data_key: new.data_key,
+            provider: by.provider.clone(),
+            key_id: by.key_id.clone(),
+            key_version: by.key_version,
+            blob: wrapped.blob,
+        };
+        let params = LayerParams {
+            volume: new.id,
+            layer: new.layer,
+            parent: None,
+            size: new.size,
+            sector_size: new.sector_size,
+        };
+        let directory = place.make().map_err(Error::store(&new.name))?;
+        sealvol_volume::create(&directory, place.has_data_file(), &params, &[key])
+            .await
+            .map_err(Error::volume(&new.name))?;
+        Ok(by)
+    }
+
+    /// What stays behind is found *creating* at the next start, and undone then.
+    async fn undo_create(&self, new: &NewVolume, place: &Place) {
+        if let Err(error) = place.remove().await {
+            tracing::warn!(volume = %new.name, %error, "files of the failed creation stay for now");
+            return;
+        }
+        let id = new.id;
+        if let Err(error) = self.registry.call(move |registry| registry.forget(id)).await {
+            tracing::warn!(volume = %new.name, %error, "the failed creation stays registered for now");
+        }
+    }
+}
+
+/// Fewest cipher calls a byte, and the page size that guests write by.
+const DEFAULT_SECTOR_SIZE: u32 = 4096;

@@ -1,0 +1,75 @@
+//! What can be done with volumes and keys, one file an operation.
+//!
+//! Each begins after the caller's right was checked, and each is carried to its end: it runs as a
+//! task of its own, so a caller that goes away does not cut it short.
+
+mod attach;
+mod create;
+mod delete;
+mod detach;
+mod keys;
+mod recover;
+mod resize;
+mod show;
+
+use sealvol_control::keychild::Context;
+use sealvol_crypto::UnitSize;
+use sealvol_volume::{DataKeyId, LayerParams, Pins, VolumeId, params_digest};
+
+use crate::keys::Subject;
+use crate::registry::{LayerRow, VolumeRow};
+
+/// The encryption context of a data key, from what the registry says of its volume.
+fn context(volume: VolumeId, data_key: DataKeyId, sector_size: UnitSize) -> Context {
+    let digest = params_digest(volume, sector_size);
+    let params = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Context::from([
+        ("sealvol:volume".to_owned(), volume.to_string()),
+        ("sealvol:data-key".to_owned(), data_key.to_string()),
+        ("sealvol:params".to_owned(), params),
+    ])
+}
+
+fn subject(row: &VolumeRow, layer: &LayerRow) -> Subject {
+    Subject {
+        id: row.id,
+        name: row.name.clone(),
+        context: context(row.id, layer.data_key, row.sector_size),
+    }
+}
+
+fn pins(row: &VolumeRow, layer: &LayerRow) -> Pins {
+    let params = LayerParams {
+        volume: row.id,
+        layer: layer.id,
+        parent: layer.parent,
+        size: row.size,
+        sector_size: row.sector_size,
+    };
+    Pins {
+        params,
+        commitment: layer.commitment,
+        generation: layer.generation,
+        bound: layer.bound,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_name_volume_data_key_and_parameters() {
+        let volume: VolumeId = "00112233-4455-4677-8899-aabbccddeeff".parse().expect("an id");
+        let data_key: DataKeyId = "ffeeddcc-bbaa-4988-a766-554433221100".parse().expect("an id");
+        let of = |sector_size| context(volume, data_key, sector_size);
+        let context = of(UnitSize::B4096);
+        assert_eq!(context.len(), 3);
+        assert_eq!(context["sealvol:volume"], volume.to_string());
+        assert_eq!(context["sealvol:data-key"], data_key.to_string());
+        let params = &context["sealvol:params"];
+        assert_eq!(params.len(), 64);
+        assert!(params.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+        assert_ne!(*params, of(UnitSize::B512)["sealvol:params"]);
+    }
+}

@@ -1,0 +1,93 @@
+//! What a start does about what the last run left: half-made volumes are undone, half-deleted ones
+//! finished, attached ones attached again.
+//!
+//! What no registry row names is never touched: it may be all that is left of a lost registry.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt as _;
+use sealvol_control::api::VolumeName;
+use sealvol_control::key_ref::KeyRef;
+use sealvol_control::keychild::Service;
+
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::place::Place;
+use crate::registry::{RowState, VolumeRow};
+
+impl Daemon {
+    /// Undoes half-made and finishes half-deleted volumes.
+    ///
+    /// # Errors
+    /// When the registry cannot be read. A volume whose files cannot be removed now is left for the
+    /// next start.
+    pub(crate) async fn clean_up(&self) -> Result<(), Error> {
+        for row in self.registry.call(|registry| registry.volumes()).await? {
+            if row.state == RowState::Available {
+                continue;
+            }
+            if let Err(error) = self.clean_up_one(&row).await {
+                tracing::warn!(volume = %row.name, %error, "cannot be cleaned up now");
+                let message = format!("{error}. It is tried again at the next start");
+                self.failures.set(row.name.as_str(), message);
+            }
+        }
+        Ok(())
+    }
+
+    async fn clean_up_one(&self, row: &VolumeRow) -> Result<(), Error> {
+        let place = Place::of(&row.backing, row.top, &self.state.layers());
+        place.remove().await.map_err(Error::store(&row.name))?;
+        let id = row.id;
+        self.registry.call(move |registry| registry.forget(id)).await?;
+        tracing::info!(volume = %row.name, state = ?row.state, "cleaned up after an interruption");
+        Ok(())
+    }
+
+    /// Makes the key `default` of each embedded key service that has no database yet.
+    pub(crate) async fn make_first_keys(&self) {
+        for provider in self.keys.providers() {
+            let Service::Local(local) = &provider.service;
+            if !local.create || local.database.exists() {
+                continue;
+            }
+            let made = match KeyRef::new(&provider.name, FIRST_KEY) {
+                Ok(key) => self.keys.create(Self::itself(), &key).await.map(|_| key),
+                Err(error) => Err(error.into()),
+            };
+            match made {
+                Ok(key) => tracing::info!(%key, "made the first key of the embedded key service"),
+                Err(error) => {
+                    tracing::error!(provider = provider.name, %error, "no first key");
+                    self.failures.set(&provider.name, error.to_string());
+                }
+            }
+        }
+    }
+
+    /// Attaches what was attached when the daemon last stopped. What fails is told by `status` and
+    /// stays registered as attached; it does not hold up the others.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub(crate) async fn attach_all_again(self: &Arc<Self>) -> Result<(), Error> {
+        let rows = self.registry.call(|registry| registry.volumes()).await?;
+        let attached = rows.into_iter().filter(|row| row.attached.is_some());
+        let tasks = attached.map(|row| self.attach_again_or_tell(row.name));
+        futures_util::stream::iter(tasks).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
+        Ok(())
+    }
+
+    async fn attach_again_or_tell(&self, name: VolumeName) {
+        if let Err(error) = self.attach_again(name.clone()).await {
+            tracing::error!(volume = %name, %error, "cannot be attached again");
+            self.failures.set(name.as_str(), crate::control::reply::in_words(&error));
+        }
+    }
+}
+
+/// The key that is there without being asked for.
+const FIRST_KEY: &str = "default";
+
+/// Each is a key child; more of them would only wait for each other's processor.
+const AT_ONCE: usize = 8;

@@ -1,0 +1,165 @@
+//! `volume list`, `volume show`, `volume map`, `status`: looking, without changing anything.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use sealvol_control::api::{self, VolumeName, VolumeState};
+use sealvol_crypto::UnitSize;
+use sealvol_volume::BlockState;
+
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::exports::Export;
+use crate::registry::{Backing, LayerRow, RowState, VolumeRow};
+
+impl Daemon {
+    pub(crate) async fn show_volume(&self, name: &VolumeName) -> Result<api::Volume, Error> {
+        let row = self.registered(name).await?;
+        let (id, top) = (row.id, row.top);
+        let layers = self.registry.call(move |registry| registry.layers(id, top)).await?;
+        Ok(self.describe(row, &layers))
+    }
+
+    pub(crate) async fn list_volumes(&self) -> Result<api::VolumeList, Error> {
+        let rows = self.registry.call(|registry| {
+            let mut rows = Vec::new();
+            for row in registry.volumes()? {
+                let layers = registry.layers(row.id, row.top)?;
+                rows.push((row, layers));
+            }
+            Ok(rows)
+        });
+        let rows = rows.await?.into_iter().filter(|(row, _)| row.state == RowState::Available);
+        Ok(api::VolumeList { volumes: rows.map(|(row, layers)| self.describe(row, &layers)).collect() })
+    }
+
+    /// At most [`MAP_RUNS_MAX`] runs from `offset` on, and where the next ones begin.
+    pub(crate) async fn map_volume(
+        &self,
+        name: &VolumeName,
+        offset: u64,
+    ) -> Result<api::VolumeMap, Error> {
+        self.registered(name).await?;
+        let export =
+            self.exports.get(name.as_str()).ok_or_else(|| Error::NotAttached(name.clone()))?;
+        let found = export.volume.map(offset, MAP_RUNS_MAX).await.map_err(Error::volume(name))?;
+        let end = found.last().map(|run| run.offset + run.len);
+        let next = end.filter(|&end| found.len() >= MAP_RUNS_MAX && end < export.volume.size());
+        let runs = found.iter().map(|run| api::MapRun {
+            offset: run.offset,
+            length: run.len,
+            state: match run.state {
+                BlockState::Absent => "absent",
+                BlockState::Zero => "zero",
+                BlockState::Data => "data",
+            }
+            .to_owned(),
+            layer: run.layer.map(|layer| layer.to_string()),
+        });
+        Ok(api::VolumeMap { runs: runs.collect(), next })
+    }
+
+    pub(crate) async fn status(&self) -> Result<api::Status, Error> {
+        let mut volumes = BTreeMap::new();
+        for volume in self.list_volumes().await?.volumes {
+            *volumes.entry(volume.state.to_string()).or_insert(0) += 1;
+        }
+        let ready = self.memory.ready();
+        let (memory, selftest) = self.memory.look();
+        let selftest = selftest.unwrap_or_else(|| api::SelfTest {
+            passed: false,
+            tests: Vec::new(),
+            failure: Some("it has not run, for want of locked memory".to_owned()),
+        });
+        let state = if selftest.passed { "ready" } else { "error" };
+        let key_memory = match memory {
+            Some(memory) => api::KeyMemoryStatus {
+                protection: memory.protection().to_string(),
+                locked_bytes: memory.locked_bytes(),
+                keys: memory.slots_in_use(),
+                failure: None,
+            },
+            None => api::KeyMemoryStatus {
+                protection: "none".to_owned(),
+                locked_bytes: 0,
+                keys: 0,
+                failure: ready.err().map(|error| error.to_string()),
+            },
+        };
+        Ok(api::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            state: state.to_owned(),
+            started: self.started.clone(),
+            state_dir: self.state.path().to_owned(),
+            listening: self.listening.clone(),
+            key_memory,
+            selftest,
+            volumes,
+            failures: self.failures.all(),
+        })
+    }
+
+    fn describe(&self, row: VolumeRow, layers: &[LayerRow]) -> api::Volume {
+        let export = self.exports.get(row.name.as_str());
+        let state = match &export {
+            Some(export) if export.volume.failed().is_some() => VolumeState::Failed,
+            Some(_) => VolumeState::Attached,
+            None if row.attached.is_some() => VolumeState::Error,
+            None => VolumeState::Available,
+        };
+        let attachment = export.as_ref().map(|export| self.attachment(&row, export));
+        let wrapped_by = layers.first().map(|layer| layer.wrapped_by.clone());
+        api::Volume {
+            id: row.id.to_string(),
+            size: export.as_ref().map_or(row.size, |export| export.volume.size()),
+            sector_size: match row.sector_size {
+                UnitSize::B512 => 512,
+                UnitSize::B4096 => 4096,
+            },
+            state,
+            created: row.created,
+            key: row.key.to_string(),
+            key_id: wrapped_by.as_ref().map_or_else(String::new, |by| by.key_id.clone()),
+            key_version: wrapped_by.map_or(0, |by| by.key_version),
+            backing: match row.backing {
+                Backing::State => self.state.layers(),
+                Backing::Directory(path) | Backing::Device(path) => path,
+            },
+            attachment,
+            loss: row.loss,
+            attach_failure: self.failures.of(row.name.as_str()),
+            layers: layers.iter().map(layer).collect(),
+            name: row.name,
+        }
+    }
+
+    fn attachment(&self, row: &VolumeRow, export: &Arc<Export>) -> api::Attachment {
+        let attached = row.attached.as_ref();
+        api::Attachment {
+            uri: uri(&row.name, &self.nbd_socket),
+            read_only: export.read_only,
+            allow: attached.map(|attached| attached.allow.clone()).unwrap_or_default(),
+            attached_by: attached.map_or(0, |attached| attached.by),
+            connections: export.connected(),
+            access: export.volume.access_path().to_owned(),
+        }
+    }
+}
+
+fn layer(row: &LayerRow) -> api::Layer {
+    api::Layer {
+        id: row.id.to_string(),
+        data_key: row.data_key.to_string(),
+        generation: row.generation,
+    }
+}
+
+/// The NBD URI of an export on a Unix socket (NBD project, uri.md).
+fn uri(name: &VolumeName, socket: &Path) -> String {
+    format!("nbd+unix:///{name}?socket={}", socket.display())
+}
+
+/// Some megabytes of JSON.
+const MAP_RUNS_MAX: usize = 32 * 1024;

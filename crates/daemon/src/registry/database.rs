@@ -1,0 +1,215 @@
+//! The calls of the registry, each one transaction.
+
+use std::path::Path;
+
+use rusqlite::{Connection, OptionalExtension as _, named_params, params};
+use sealvol_control::api::VolumeName;
+use sealvol_control::key_ref::KeyRef;
+use sealvol_crypto::{Commitment, UnitSize};
+use sealvol_volume::{DataKeyId, LayerId, VolumeId};
+
+use super::rows::{self, Attached, Backing, LayerRow, VolumeRow, WrappedBy, signed};
+use super::{RegistryError, schema};
+
+type Result<T> = std::result::Result<T, RegistryError>;
+
+/// The registry, for the thread that owns it.
+#[derive(Debug)]
+pub struct Database {
+    connection: Connection,
+}
+
+/// A volume to be.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// New.
+    pub id: VolumeId,
+    /// Must be free.
+    pub name: VolumeName,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Bytes.
+    pub size: u64,
+    /// Data unit of the cipher.
+    pub sector_size: UnitSize,
+    /// The key that wraps its data key.
+    pub key: KeyRef,
+    /// Where the ciphertext goes.
+    pub backing: Backing,
+    /// Its first layer.
+    pub layer: LayerId,
+    /// The data key of its first layer.
+    pub data_key: DataKeyId,
+}
+
+impl Database {
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        Ok(Self { connection: schema::open(path)? })
+    }
+
+    /// All volumes, by name.
+    pub fn volumes(&mut self) -> Result<Vec<VolumeRow>> {
+        let sql = format!("SELECT {} FROM volumes ORDER BY name", rows::VOLUME_COLUMNS);
+        let mut statement = self.connection.prepare(&sql)?;
+        let rows = statement.query_map([], rows::volume)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The volume of that name.
+    pub fn volume(&mut self, name: &VolumeName) -> Result<Option<VolumeRow>> {
+        let sql = format!("SELECT {} FROM volumes WHERE name = ?1", rows::VOLUME_COLUMNS);
+        let row = self.connection.query_row(&sql, [name.as_str()], rows::volume);
+        Ok(row.optional()?)
+    }
+
+    /// The layers of a volume, from the top down.
+    pub fn layers(&mut self, volume: VolumeId, top: LayerId) -> Result<Vec<LayerRow>> {
+        let sql = format!("SELECT {} FROM layers WHERE volume = ?1", rows::LAYER_COLUMNS);
+        let mut statement = self.connection.prepare(&sql)?;
+        let rows = statement.query_map([volume.to_string()], rows::layer)?;
+        let mut left: Vec<LayerRow> = rows.collect::<rusqlite::Result<_>>()?;
+        let mut stack = Vec::with_capacity(left.len());
+        let mut next = Some(top);
+        while let Some(at) = next.and_then(|id| left.iter().position(|layer| layer.id == id)) {
+            let layer = left.swap_remove(at);
+            next = layer.parent;
+            stack.push(layer);
+        }
+        Ok(stack)
+    }
+
+    /// Registers a volume in the state *creating*.
+    pub fn begin_create(&mut self, new: &NewVolume) -> Result<()> {
+        let (backing, path) = new.backing.columns();
+        let transaction = self.connection.transaction()?;
+        let inserted = transaction.execute(
+            "INSERT INTO volumes
+                 (id, name, state, created, size, sector_size, key, backing, backing_path, top)
+             VALUES (:id, :name, 'creating', :created, :size, :sector_size, :key, :backing, :path, :top)
+             ON CONFLICT (name) DO NOTHING",
+            named_params! {
+                ":id": new.id.to_string(),
+                ":name": new.name.as_str(),
+                ":created": new.created,
+                ":size": signed(new.size)?,
+                ":sector_size": rows::sector_bytes(new.sector_size),
+                ":key": new.key.to_string(),
+                ":backing": backing,
+                ":path": path,
+                ":top": new.layer.to_string(),
+            },
+        )?;
+        if inserted == 0 {
+            return Err(RegistryError::NameTaken(new.name.to_string()));
+        }
+        transaction.execute(
+            "INSERT INTO layers (id, volume, data_key, provider, key_id, key_version)
+             VALUES (?1, ?2, ?3, ?4, '', 0)",
+            params![
+                new.layer.to_string(),
+                new.id.to_string(),
+                new.data_key.to_string(),
+                new.key.provider(),
+            ],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    /// The layer is complete on disk, wrapped by that key: the volume exists from here on.
+    pub fn finish_create(&mut self, volume: VolumeId, layer: LayerId, by: &WrappedBy) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute(
+            "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4 WHERE id = ?1",
+            params![layer.to_string(), by.provider, by.key_id, by.key_version],
+        )?;
+        transaction.execute(
+            "UPDATE volumes SET state = 'available' WHERE id = ?1",
+            [volume.to_string()],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    /// The files of the volume are about to go.
+    pub fn begin_delete(&mut self, volume: VolumeId) -> Result<()> {
+        self.connection.execute(
+            "UPDATE volumes SET state = 'deleting', attached = 0 WHERE id = ?1",
+            [volume.to_string()],
+        )?;
+        Ok(())
+    }
+
+    /// The files of the volume are gone, or were never complete: forget it.
+    pub fn forget(&mut self, volume: VolumeId) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute("DELETE FROM layers WHERE volume = ?1", [volume.to_string()])?;
+        transaction.execute("DELETE FROM volumes WHERE id = ?1", [volume.to_string()])?;
+        Ok(transaction.commit()?)
+    }
+
+    /// The volume is attached so, also after a restart, until it is detached.
+    pub fn set_attached(&mut self, volume: VolumeId, attached: &Attached) -> Result<()> {
+        let allow = serde_json::to_string(&attached.allow).unwrap_or_else(|_| "[]".to_owned());
+        self.connection.execute(
+            "UPDATE volumes SET attached = 1, read_only = ?2, allow = ?3, attached_by = ?4
+             WHERE id = ?1",
+            params![volume.to_string(), attached.read_only, allow, attached.by],
+        )?;
+        Ok(())
+    }
+
+    /// The volume is not attached any more.
+    pub fn set_detached(&mut self, volume: VolumeId) -> Result<()> {
+        self.connection
+            .execute("UPDATE volumes SET attached = 0 WHERE id = ?1", [volume.to_string()])?;
+        Ok(())
+    }
+
+    /// The volume is to have this size; it never becomes smaller.
+    pub fn set_size(&mut self, volume: VolumeId, size: u64) -> Result<()> {
+        self.connection.execute(
+            "UPDATE volumes SET size = max(size, ?2) WHERE id = ?1",
+            params![volume.to_string(), signed(size)?],
+        )?;
+        Ok(())
+    }
+
+    /// From now on a superblock of the layer below `generation`, and another key than the one of
+    /// `commitment`, are refused.
+    pub fn pin(
+        &mut self,
+        layer: LayerId,
+        generation: u64,
+        size: u64,
+        commitment: Commitment,
+    ) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        transaction.execute(
+            "UPDATE layers SET generation = max(generation, ?2),
+                 commitment = coalesce(commitment, ?3), bound = 1
+             WHERE id = ?1",
+            params![layer.to_string(), signed(generation)?, commitment.0],
+        )?;
+        transaction.execute(
+            "UPDATE volumes SET size = max(size, ?2) WHERE top = ?1",
+            params![layer.to_string(), signed(size)?],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Records a failed sync (rule R6). The first one stays: it is the one that lost something.
+    pub fn record_loss(&mut self, layer: LayerId, loss: &str) -> Result<()> {
+        self.connection.execute(
+            "UPDATE volumes SET loss = coalesce(loss, ?2)
+             WHERE id = (SELECT volume FROM layers WHERE id = ?1)",
+            params![layer.to_string(), loss],
+        )?;
+        Ok(())
+    }
+
+    /// The operator accepts the loss.
+    pub fn accept_loss(&mut self, volume: VolumeId) -> Result<()> {
+        self.connection
+            .execute("UPDATE volumes SET loss = NULL WHERE id = ?1", [volume.to_string()])?;
+        Ok(())
+    }
+}

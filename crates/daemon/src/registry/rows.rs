@@ -1,0 +1,201 @@
+//! The rows as types, and how they are read: text that is no id or name is an error of the database,
+//! never a panic.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use rusqlite::Row;
+use rusqlite::types::Type;
+use sealvol_control::api::VolumeName;
+use sealvol_control::key_ref::KeyRef;
+use sealvol_crypto::{Commitment, UnitSize};
+use sealvol_volume::{DataKeyId, LayerId, VolumeId};
+
+/// How far a volume has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowState {
+    /// Its layers may be incomplete.
+    Creating,
+    /// Complete.
+    Available,
+    /// Its layers may be gone in part.
+    Deleting,
+}
+
+/// Where the ciphertext of a volume is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Below the state directory.
+    State,
+    /// Below another directory.
+    Directory(PathBuf),
+    /// `data` is this block device; `meta` is below the state directory.
+    Device(PathBuf),
+}
+
+/// A volume as registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeRow {
+    /// For its whole life.
+    pub id: VolumeId,
+    /// Unique.
+    pub name: VolumeName,
+    /// See [`RowState`].
+    pub state: RowState,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// Bytes; more than the top layer says after a grow while detached.
+    pub size: u64,
+    /// Data unit of the cipher.
+    pub sector_size: UnitSize,
+    /// The key that was asked for.
+    pub key: KeyRef,
+    /// See [`Backing`].
+    pub backing: Backing,
+    /// The writable layer.
+    pub top: LayerId,
+    /// How it is attached, or is to be again after a restart.
+    pub attached: Option<Attached>,
+    /// A failed sync (rule R6), until the operator accepts the loss.
+    pub loss: Option<String>,
+}
+
+/// How a volume is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Writes are refused.
+    pub read_only: bool,
+    /// User ids that may open the export.
+    pub allow: Vec<u32>,
+    /// User id that attached it.
+    pub by: u32,
+}
+
+/// What wraps a data key, as the provider resolved it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrappedBy {
+    /// A configured provider.
+    pub provider: String,
+    /// The provider's lasting id of the key.
+    pub key_id: String,
+    /// Version of that key.
+    pub key_version: u32,
+}
+
+/// A layer as registered: what `volume` takes as pins, and what its key is unwrapped with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerRow {
+    /// Names its directory too.
+    pub id: LayerId,
+    /// The volume it belongs to.
+    pub volume: VolumeId,
+    /// The layer below.
+    pub parent: Option<LayerId>,
+    /// Its data key.
+    pub data_key: DataKeyId,
+    /// What wraps the data key.
+    pub wrapped_by: WrappedBy,
+    /// Of the data key; none before the first attach.
+    pub commitment: Option<Commitment>,
+    /// Highest generation of the superblock that is relied on.
+    pub generation: u64,
+    /// Its superblock has a MAC.
+    pub bound: bool,
+}
+
+pub(super) const VOLUME_COLUMNS: &str = "id, name, state, created, size, sector_size, key, \
+     backing, backing_path, top, attached, read_only, allow, attached_by, loss";
+
+pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
+    let attached = if row.get::<_, bool>(10)? {
+        let allow: String = row.get(12)?;
+        let allow = serde_json::from_str(&allow).map_err(|error| invalid(12, error))?;
+        Some(Attached { read_only: row.get(11)?, allow, by: row.get(13)? })
+    } else {
+        None
+    };
+    let path = PathBuf::from(row.get::<_, String>(8)?);
+    let sector_size: u32 = row.get(5)?;
+    Ok(VolumeRow {
+        id: parsed(row, 0)?,
+        name: parsed(row, 1)?,
+        state: match row.get_ref(2)?.as_str()? {
+            "creating" => RowState::Creating,
+            "deleting" => RowState::Deleting,
+            _ => RowState::Available,
+        },
+        created: row.get(3)?,
+        size: unsigned(row, 4)?,
+        sector_size: UnitSize::try_from(sector_size).map_err(|error| invalid(5, error))?,
+        key: parsed(row, 6)?,
+        backing: match row.get_ref(7)?.as_str()? {
+            "device" => Backing::Device(path),
+            "directory" => Backing::Directory(path),
+            _ => Backing::State,
+        },
+        top: parsed(row, 9)?,
+        attached,
+        loss: row.get(14)?,
+    })
+}
+
+pub(super) const LAYER_COLUMNS: &str = "id, volume, parent, data_key, provider, key_id, \
+     key_version, commitment, generation, bound";
+
+pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
+    let parent: Option<String> = row.get(2)?;
+    Ok(LayerRow {
+        id: parsed(row, 0)?,
+        volume: parsed(row, 1)?,
+        parent: parent.map(|text| text.parse().map_err(|e| invalid(2, e))).transpose()?,
+        data_key: parsed(row, 3)?,
+        wrapped_by: WrappedBy {
+            provider: row.get(4)?,
+            key_id: row.get(5)?,
+            key_version: row.get(6)?,
+        },
+        commitment: row.get::<_, Option<[u8; 32]>>(7)?.map(Commitment),
+        generation: unsigned(row, 8)?,
+        bound: row.get(9)?,
+    })
+}
+
+impl Backing {
+    pub(super) fn columns(&self) -> (&'static str, String) {
+        match self {
+            Self::State => ("state", String::new()),
+            Self::Directory(path) => ("directory", path.to_string_lossy().into_owned()),
+            Self::Device(path) => ("device", path.to_string_lossy().into_owned()),
+        }
+    }
+}
+
+pub(super) fn sector_bytes(sector_size: UnitSize) -> u32 {
+    match sector_size {
+        UnitSize::B512 => 512,
+        UnitSize::B4096 => 4096,
+    }
+}
+
+/// An unsigned number as SQLite has it. The registry's numbers stay far below 2^63.
+pub(super) fn signed(number: u64) -> rusqlite::Result<i64> {
+    i64::try_from(number).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
+}
+
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    u64::try_from(row.get::<_, i64>(column)?).map_err(|error| invalid(column, error))
+}
+
+fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+where
+    T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
+{
+    row.get_ref(column)?.as_str()?.parse().map_err(|error| invalid(column, error))
+}
+
+fn invalid(
+    column: usize,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+}

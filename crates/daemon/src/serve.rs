@@ -1,0 +1,277 @@
+//! The life of the daemon: start, serve, stop.
+//!
+//! ```text
+//! start   harden ─▶ configuration ─▶ state directory, locked ─▶ registry ─▶ sockets ─▶ self-test
+//!         ─▶ clean up ─▶ control answers ─▶ attach again ─▶ NBD answers ─▶ READY=1
+//! stop    no new connections or operations ─▶ requests in flight answered ─▶ volumes committed,
+//!         marked clean ─▶ keys wiped ─▶ sockets removed ─▶ state directory free
+//! ```
+//! What always holds: nothing is served before the self-tests have passed; a volume is served by one
+//! daemon at a time; a stop that was asked for loses nothing that was answered.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sealvol_crypto::HardenError;
+use thiserror::Error;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::args::Args;
+use crate::audit::Audit;
+use crate::config::{Config, ConfigError};
+use crate::daemon::{Daemon, Parts};
+use crate::engine::{Engine, Socket};
+use crate::exports::{Exports, Peer};
+use crate::keys::Keys;
+use crate::listeners::{ListenError, Listeners, NbdListener};
+use crate::registry::{Registry, RegistryError};
+use crate::state_dir::{StateDir, StateDirError};
+use crate::{control, error, hardening, logging};
+
+/// Why the daemon does not start, or did not stop in good order.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// The process cannot be protected.
+    #[error(transparent)]
+    Harden(#[from] HardenError),
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] StateDirError),
+    /// The registry cannot be used.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// What the last run left cannot be cleaned up.
+    #[error(transparent)]
+    Recover(#[from] error::Error),
+    /// A socket cannot be had.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The passphrase cannot be read.
+    #[error("--passphrase-fd {0}: {1}. Hand over an open file: sealvold --passphrase-fd 3 3< FILE")]
+    Passphrase(u32, String),
+    /// Threads, runtime or signals.
+    #[error("sealvold: {what}: {source}. Raise the limits of the process")]
+    System {
+        /// What was wanted.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl RunError {
+    /// The exit code: as `sealvol`'s, 5 if another daemon or program is in the way, 3 if something is
+    /// not to be trusted, 2 for arguments, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::StateDir(StateDirError::InUse { .. }) | Self::Listen(ListenError::InUse(_)) => 5,
+            Self::Config(ConfigError::Untrusted { .. })
+            | Self::StateDir(StateDirError::Untrusted { .. })
+            | Self::Listen(ListenError::OpenDirectory(_) | ListenError::PlaintextTcp(_))
+            | Self::Registry(RegistryError::NewerSchema { .. } | RegistryError::Foreign(_)) => 3,
+            Self::Config(_) | Self::Listen(ListenError::Uri(..)) | Self::Passphrase(..) => 2,
+            Self::Harden(_)
+            | Self::Listen(_)
+            | Self::Recover(_)
+            | Self::Registry(_)
+            | Self::StateDir(_)
+            | Self::System { .. } => 1,
+        }
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> RunError {
+    move |source| RunError::System { what, source }
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// When it cannot start; nothing was served then.
+pub fn run(args: &Args) -> Result<(), RunError> {
+    hardening::harden()?;
+    logging::start(args.log_json);
+    hardening::raise_open_files();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("blocking")
+        .build()
+        .map_err(system("its runtime"))?;
+    let served = runtime.block_on(serve(args));
+    // What may still hang is no volume's work: they are closed.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    served
+}
+
+async fn serve(args: &Args) -> Result<(), RunError> {
+    let mut stop = StopSignals::new().map_err(system("its signals"))?;
+    let state_dir = std::path::absolute(&args.state_dir).map_err(system("its working directory"))?;
+    let runtime_dir =
+        std::path::absolute(&args.runtime_dir).map_err(system("its working directory"))?;
+    let passphrase = args.passphrase_fd.map(open_passphrase).transpose()?;
+    let config = Config::load(args.config.as_deref(), &state_dir, passphrase.is_some())?;
+    let state = StateDir::hold(&state_dir)?;
+    let registry = Registry::open(&state.registry())?;
+    let listeners = Listeners::open(&runtime_dir, &args.listen, args.insecure_plaintext_tcp)?;
+    let _made = listeners.made();
+
+    let exports = Arc::new(Exports::new());
+    let engine = Engine::start(config.workers, &exports).map_err(system("its worker threads"))?;
+    let engine = Arc::new(engine);
+    let audit = Audit::new(state.audit_log());
+    let parts = Parts {
+        keys: Keys::new(&config, passphrase, audit.clone()),
+        config,
+        state,
+        registry,
+        audit,
+        exports,
+        nbd_socket: listeners.nbd_socket.clone(),
+        listening: listeners.uris(),
+    };
+    let daemon = Arc::new(Daemon::new(parts, tokio::runtime::Handle::current()));
+    if let Err(error) = daemon.memory.ready() {
+        tracing::error!(%error, "no volume can be attached");
+    }
+    daemon.clean_up().await?;
+    daemon.make_first_keys().await;
+
+    let mut tasks = JoinSet::new();
+    let (control, nbd) = (listeners.control, listeners.nbd);
+    tasks.spawn(answer_control(Arc::clone(&daemon), control));
+    tokio::select! {
+        attached = daemon.attach_all_again() => attached?,
+        () = stop.wait() => return stop_all(&daemon, engine, tasks).await,
+    }
+    for listener in nbd {
+        tasks.spawn(accept(Arc::clone(&engine), listener));
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = ?daemon.listening, "ready");
+    stop.wait().await;
+    stop_all(&daemon, engine, tasks).await
+}
+
+async fn stop_all(
+    daemon: &Arc<Daemon>,
+    engine: Arc<Engine>,
+    mut tasks: JoinSet<()>,
+) -> Result<(), RunError> {
+    tracing::info!("stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tasks.shutdown().await;
+    daemon.end_operations().await;
+    if let Some(engine) = Arc::into_inner(engine) {
+        engine.stop().await;
+    }
+    daemon.close_all().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn answer_control(daemon: Arc<Daemon>, socket: StdUnixListener) {
+    if let Err(error) = control::serve(daemon, socket).await {
+        tracing::error!(%error, "the control socket cannot be served");
+    }
+}
+
+/// Accepts connections and gives them to the engine, until the task is ended.
+async fn accept(engine: Arc<Engine>, listener: NbdListener) {
+    let accepted = match listener {
+        NbdListener::Unix(socket, _) => accept_unix(&engine, socket).await,
+        NbdListener::Tcp(socket) => accept_tcp(&engine, socket).await,
+    };
+    let Err(error) = accepted;
+    tracing::error!(%error, "an NBD socket cannot be served");
+}
+
+async fn accept_unix(engine: &Engine, socket: StdUnixListener) -> io::Result<Never> {
+    socket.set_nonblocking(true)?;
+    let socket = UnixListener::from_std(socket)?;
+    loop {
+        match socket.accept().await.and_then(|(stream, _)| {
+            let peer = stream.peer_cred()?;
+            Ok((stream.into_std()?, peer))
+        }) {
+            Ok((stream, credentials)) => {
+                let uid = credentials.uid();
+                let pid = credentials.pid().map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+                let peer = Peer { uid: Some(uid), description: format!("uid {uid} pid {pid}") };
+                engine.serve(Socket::Unix(stream), peer);
+            }
+            Err(error) => not_accepted(&error).await,
+        }
+    }
+}
+
+async fn accept_tcp(engine: &Engine, socket: std::net::TcpListener) -> io::Result<Never> {
+    socket.set_nonblocking(true)?;
+    let socket = TcpListener::from_std(socket)?;
+    loop {
+        match socket.accept().await.and_then(|(stream, from)| Ok((stream.into_std()?, from))) {
+            Ok((stream, from)) => {
+                engine.serve(Socket::Tcp(stream), Peer { uid: None, description: from.to_string() });
+            }
+            Err(error) => not_accepted(&error).await,
+        }
+    }
+}
+
+/// A loop that only an error ends.
+type Never = std::convert::Infallible;
+
+async fn not_accepted(error: &io::Error) {
+    tracing::warn!(%error, "an NBD connection could not be accepted");
+    // Out of file descriptors, most likely: give others time to close theirs.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
+
+/// The open file with the passphrase. A pipe is refused: it could be read once only, and each call
+/// to the key service reads the passphrase anew, so that it is never kept in memory here.
+fn open_passphrase(descriptor: u32) -> Result<File, RunError> {
+    let refused = |cause: String| RunError::Passphrase(descriptor, cause);
+    let file = File::open(format!("/proc/self/fd/{descriptor}"))
+        .map_err(|error| refused(error.to_string()))?;
+    let metadata = file.metadata().map_err(|error| refused(error.to_string()))?;
+    if metadata.is_file() {
+        Ok(file)
+    } else {
+        Err(refused("it is not a regular file".to_owned()))
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    // Without systemd there is nobody to tell.
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "the service manager was not told");
+    }
+}
+
+struct StopSignals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl StopSignals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
