@@ -55,3 +55,6 @@ fn split(key_and_iv: &KeyAndIv) -> (&[u8; 32], &[u8; 12]) {
     let iv = key_and_iv.last_chunk().expect("44 bytes end with 12");
     (key, iv)
 }
+
+#[cfg(test)]
+mod vectors;

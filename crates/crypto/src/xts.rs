@@ -347,3 +347,6 @@ fn times_x_to_64([low, high]: Tweak) -> Tweak {
         low ^ high >> 63 ^ high >> 62 ^ high >> 57,
     ]
 }
+
+#[cfg(test)]
+mod vectors;

