@@ -236,3 +236,6 @@ pub(crate) fn parse<F: Format>(blob: &[u8]) -> Result<WrapHeader, WrapError> {
 fn associated_data(header: &[u8], context: &EncryptionContext) -> Vec<u8> {
     [header, &context.canonical()].concat()
 }
+
+#[cfg(test)]
+mod refusals;
