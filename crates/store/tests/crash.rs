@@ -156,6 +156,33 @@ fn an_older_punch_never_takes_a_durable_write() {
 }
 
 #[test]
+fn a_synced_write_survives_an_older_punch_that_is_still_in_flight() {
+    for seed in 0..60 {
+        let (disk, store) = disk_with(1);
+        let gate = disk.hold(When::operation(Operation::Punch), Hold::After);
+        let mut punching = pin!(store.punch(0, LEN / 2));
+        assert!(poll(punching.as_mut()).is_pending());
+        write(&store, SECTOR, &[3; 512]).unwrap();
+        block_on(store.sync()).unwrap();
+        assert_eq!(bytes_of_sectors(&read(&store))[..3], [0, 3, 0]);
+        gate.release();
+        assert!(poll(punching).is_ready());
+        block_on(disk.crash(seed)).unwrap();
+        assert_eq!(bytes_of_sectors(&read(&reopen(&disk)))[1], 3);
+    }
+}
+
+#[test]
+fn a_write_over_an_unsynced_punch_leaves_old_zero_or_new() {
+    let outcomes = after_crashes(|_, store| {
+        block_on(store.punch(0, LEN)).unwrap();
+        write(store, 0, &[2; SECTOR_LEN]).unwrap();
+    });
+    let seen: BTreeSet<u8> = outcomes.iter().map(|it| it[0]).collect();
+    assert_eq!(seen, BTreeSet::from([0, 1, 2]));
+}
+
+#[test]
 fn growth_survives_or_not_until_it_is_synced() {
     let lengths: BTreeSet<u64> = (0..50)
         .map(|seed| {
@@ -215,6 +242,23 @@ fn a_name_is_durable_only_when_its_directory_is_synced() {
         seen, all,
         "any subset survives, and a rename is never half done"
     );
+}
+
+#[test]
+fn syncing_one_directory_covers_no_other() {
+    let survived = (0..60).filter(|&seed| {
+        let disk = FaultDisk::new(0);
+        let (first, second) = (disk.directory("first"), disk.directory("second"));
+        block_on(first.create("data", 512)).unwrap();
+        block_on(second.create("data", 512)).unwrap();
+        block_on(first.sync()).unwrap();
+        block_on(disk.crash(seed)).unwrap();
+        assert_eq!(block_on(disk.directory("first").list()).unwrap(), ["data"]);
+        !block_on(disk.directory("second").list())
+            .unwrap()
+            .is_empty()
+    });
+    assert!((1..60).contains(&survived.count()));
 }
 
 #[test]

@@ -314,7 +314,27 @@ fn a_block_device_is_claimed_read_written_punched_and_grown() {
         .read_exact_at(&mut bytes, MIB)
         .unwrap();
     assert_eq!(bytes, [6; 8192], "a sync reaches what is below the device");
+    let durably = store.write_at(IoBuf::copy_of(&[7; 4096]), 0, Durability::Durable);
+    block_on(durably).1.unwrap();
+    File::open(&file)
+        .unwrap()
+        .read_exact_at(&mut bytes, 0)
+        .unwrap();
+    assert_eq!(
+        bytes[..4096],
+        [7; 4096],
+        "and so does a durable write without one"
+    );
+    write(&store, 3 * MIB, &[5; 8192]).unwrap();
     block_on(store.discard_cache()).unwrap();
+    File::open(&file)
+        .unwrap()
+        .read_exact_at(&mut bytes, 3 * MIB)
+        .unwrap();
+    assert_eq!(
+        bytes, [5; 8192],
+        "what is dirty is written before the cache is discarded"
+    );
     assert_eq!(read(&store, MIB, 8192), [6; 8192]);
     block_on(store.punch(MIB, 4096)).unwrap();
     assert_eq!(read(&store, MIB, 4096), [0; 4096]);
