@@ -11,8 +11,10 @@
 //! - a page on disk never carries an entry newer than the last data sync: the copies are made before it;
 //! - a flush never joins a commit that has begun; all flushes that arrive during one share the next;
 //! - one commit at a time, run as a task of its own, so that no client that goes away or stalls holds up the others;
-//! - a failed sync or map write is for ever: it is recorded outside the layer, then every waiting and every later flush
-//!   and write is refused; nothing is tried again.
+//! - a failed sync, durable write or map write is for ever: no commit ends well after it, it is recorded outside the
+//!   layer, then every waiting and every later flush and write is refused; nothing is tried again;
+//! - the kernel reports a lost write once, to whoever asks first: a commit counts its data sync as good only when no
+//!   durable write that was under way during it was told of a loss.
 //!
 //! Never: a sync on the caller's thread (the store sees to it), a reply before the record of a loss.
 
@@ -36,6 +38,8 @@ struct State {
     started: u64,
     ended: u64,
     lost: Option<Loss>,
+    /// Whether the loss is recorded outside the layer, so that it may be answered.
+    recorded: bool,
 }
 
 impl Commits {
@@ -46,6 +50,26 @@ impl Commits {
     /// The loss that stopped the volume, if there is one.
     pub(crate) fn lost(&self) -> Option<Loss> {
         self.state().lost.clone()
+    }
+
+    /// Refuses if the volume has stopped, once the loss is recorded.
+    pub(crate) async fn check(&self) -> Result<(), VolumeError> {
+        loop {
+            {
+                let state = self.state();
+                if state.lost.is_none() {
+                    return Ok(());
+                }
+            }
+            listener!(self.ended => ended);
+            {
+                let state = self.state();
+                if let (Some(loss), true) = (&state.lost, state.recorded) {
+                    return Err(VolumeError::Failed(loss.clone()));
+                }
+            }
+            ended.await;
+        }
     }
 }
 
@@ -62,13 +86,12 @@ impl<S: Store> Volume<S> {
             listener!(self.commits.ended => ended);
             let begin = {
                 let mut state = self.commits.state();
-                if let Some(loss) = &state.lost {
-                    return Err(VolumeError::Failed(loss.clone()));
+                match &state.lost {
+                    Some(loss) if state.recorded => return Err(VolumeError::Failed(loss.clone())),
+                    None if state.ended >= wanted => return Ok(()),
+                    _ => {}
                 }
-                if state.ended >= wanted {
-                    return Ok(());
-                }
-                let idle = state.started == state.ended;
+                let idle = state.lost.is_none() && state.started == state.ended;
                 if idle {
                     state.started += 1;
                 }
@@ -94,14 +117,19 @@ impl<S: Store> Volume<S> {
         self.commits.ended.notify(usize::MAX);
     }
 
-    /// Stops the volume for ever: recorded outside the layer first, then sticky, then the error to answer with.
+    /// Stops the volume for ever, at once; recorded outside the layer; then the error to answer with.
     pub(crate) async fn record(&self, loss: Loss) -> VolumeError {
-        self.host.record_loss(loss.clone()).await;
-        self.commits
-            .state()
-            .lost
-            .get_or_insert_with(|| loss.clone());
-        VolumeError::Failed(loss)
+        let (first, recorded) = {
+            let mut state = self.commits.state();
+            let first = state.lost.get_or_insert(loss).clone();
+            (first, state.recorded)
+        };
+        if !recorded {
+            self.host.record_loss(first.clone()).await;
+            self.commits.state().recorded = true;
+            self.commits.ended.notify(usize::MAX);
+        }
+        VolumeError::Failed(first)
     }
 
     /// The same from a store's error.
@@ -113,6 +141,7 @@ impl<S: Store> Volume<S> {
     async fn commit_once(self: &Arc<Self>) -> Result<(), Loss> {
         let mut head = self.head.lock().await;
         let lost = |step| move |cause: VolumeError| self.loss(step, &cause);
+        self.commits.lost().map_or(Ok(()), Err)?;
         self.punches.commit_begins();
         let mut batch = self.map.copy_dirty();
         sealvol_crypto::clear_residue();
@@ -121,6 +150,8 @@ impl<S: Store> Volume<S> {
             .await
             .map_err(VolumeError::from)
             .map_err(lost(LostStep::DataSync))?;
+        self.durable_writes.grace().await;
+        self.commits.lost().map_or(Ok(()), Err)?;
         if !batch.is_empty() {
             if self
                 .map

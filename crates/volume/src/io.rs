@@ -139,7 +139,12 @@ impl<S: Store> Volume<S> {
         self.open_runs(&runs, first, &mut buf);
         Ok(ReadData {
             len,
-            content: Content::Plain { buf, start: index(offset - first), runs, offset },
+            content: Content::Plain {
+                buf,
+                start: index(offset - first),
+                runs,
+                offset,
+            },
         })
     }
 
@@ -202,7 +207,7 @@ impl<S: Store> Volume<S> {
         fua: bool,
     ) -> Result<(), VolumeError> {
         self.check_range(offset, len)?;
-        self.check_writable()?;
+        self.check_writable().await?;
         if how == Zeroing::Allocated {
             self.write_zeros(offset, len).await?;
         } else {
@@ -232,7 +237,7 @@ impl<S: Store> Volume<S> {
         fua: bool,
     ) -> Result<(), VolumeError> {
         self.check_range(offset, len)?;
-        self.check_writable()?;
+        self.check_writable().await?;
         self.zero_blocks(blocks_within(offset, len)).await?;
         if fua { self.commit().await } else { Ok(()) }
     }
@@ -243,7 +248,7 @@ impl<S: Store> Volume<S> {
     ///
     /// [`VolumeError::Failed`] if a sync has ever failed.
     pub async fn flush(self: &Arc<Self>) -> Result<(), VolumeError> {
-        match self.check_writable() {
+        match self.check_writable().await {
             Err(VolumeError::ReadOnly) => Ok(()),
             Err(error) => Err(error),
             Ok(()) => self.commit().await,
@@ -402,7 +407,7 @@ impl<S: Store> PreparedWrite<S> {
     /// [`VolumeError::NoSpace`], [`VolumeError::ReadOnly`], [`VolumeError::Failed`], [`VolumeError::DamagedMap`], store errors.
     pub async fn run(self, fua: bool) -> Result<(), VolumeError> {
         let volume = Arc::clone(&self.volume);
-        volume.check_writable()?;
+        volume.check_writable().await?;
         if self.bytes.is_empty() {
             return Ok(());
         }
@@ -438,6 +443,8 @@ impl<S: Store> PreparedWrite<S> {
             return Ok(Err(self));
         }
         let durable = fua && prepared.all_data_on_disk();
+        // A commit that hears nothing from its sync waits for this write and hears it then.
+        let _heard = durable.then(|| volume.durable_writes.enter());
         let durability = if durable {
             Durability::Durable
         } else {

@@ -44,7 +44,7 @@ pub async fn create<D: Directory>(
         meta.allocate(offset, len).await?;
     }
     let superblock = Superblock::new(*params, own.data_key, keys.to_vec());
-    slots::write(&meta, &superblock).await?;
+    slots::write(&meta, &superblock, 0).await?;
     directory.sync().await?;
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! The two superblock slots: which one serves, and how both are changed (rule R4).
 //!
-//! Always: a change writes slot 0, syncs, writes slot 1 with the same bytes, syncs. At rest both carry the
-//! same generations, so that falling back to the other slot never changes meaning.
+//! Always: a change writes one slot, syncs, writes the other with the same bytes, syncs. At rest both carry the
+//! same generations, so that falling back to the other slot never changes meaning. While they differ, the one
+//! that does not serve is written first, so that power that goes in the middle of a repair leaves the one that does.
 //! Never: a write before the serving slot was accepted by whoever can check it.
 
 use sealvol_store::{Durability, IoBuf, Store};
@@ -17,6 +18,8 @@ pub(crate) struct Slots {
     pub(crate) serving: Superblock,
     /// The other one, if it is intact too and differs.
     pub(crate) older: Option<Superblock>,
+    /// The slot to write first: the one that does not serve.
+    pub(crate) spare: u64,
     /// What is to be repaired once the serving slot is trusted.
     pub(crate) repair: Option<&'static str>,
 }
@@ -26,7 +29,8 @@ pub(crate) struct Slots {
 /// # Errors
 ///
 /// [`VolumeError::Truncated`] if `meta` is too short to hold slots, [`VolumeError::NewerFormat`] if an intact slot is of a later version,
-/// [`VolumeError::NoSuperblock`] if none is intact, store errors.
+/// [`VolumeError::Tampered`] if an intact slot holds what no writer makes, [`VolumeError::NoSuperblock`] if none is intact,
+/// store errors.
 pub(crate) async fn read<S: Store>(meta: &S) -> Result<Slots, VolumeError> {
     if meta.len() < 2 * SLOT_SPACE {
         return Err(VolumeError::Truncated {
@@ -44,29 +48,43 @@ pub(crate) async fn read<S: Store>(meta: &S) -> Result<Slots, VolumeError> {
             Ok(superblock) => Some(superblock),
             Err(SlotFault::Torn) => None,
             Err(SlotFault::Newer { version }) => return Err(VolumeError::NewerFormat { version }),
+            Err(SlotFault::Impossible) => {
+                return Err(VolumeError::Tampered {
+                    cause: "a good checksum over fields that no writer makes",
+                });
+            }
         };
     }
     match found {
         [Some(first), Some(second)] if first == second => Ok(Slots {
             serving: first,
             older: None,
+            spare: 1,
             repair: None,
         }),
         [Some(first), Some(second)] => {
-            let (serving, older) = if first.age() >= second.age() {
-                (first, second)
+            let (serving, older, spare) = if first.age() >= second.age() {
+                (first, second, 1)
             } else {
-                (second, first)
+                (second, first, 0)
             };
             Ok(Slots {
                 serving,
                 older: Some(older),
+                spare,
                 repair: Some("one superblock slot was older than the other"),
             })
         }
-        [Some(only), None] | [None, Some(only)] => Ok(Slots {
+        [Some(only), None] => Ok(Slots {
             serving: only,
             older: None,
+            spare: 1,
+            repair: Some("one superblock slot was damaged"),
+        }),
+        [None, Some(only)] => Ok(Slots {
+            serving: only,
+            older: None,
+            spare: 0,
             repair: Some("one superblock slot was damaged"),
         }),
         [None, None] => Err(VolumeError::NoSuperblock {
@@ -75,15 +93,19 @@ pub(crate) async fn read<S: Store>(meta: &S) -> Result<Slots, VolumeError> {
     }
 }
 
-/// Writes both slots, each durable before the next step.
+/// Writes both slots, `first` before the other, each durable before the next step.
 ///
 /// # Errors
 ///
 /// [`VolumeError::WrappedKeys`] if it does not fit; store errors. After a store error the slots may differ; the
 /// old content still serves.
-pub(crate) async fn write<S: Store>(meta: &S, superblock: &Superblock) -> Result<(), VolumeError> {
+pub(crate) async fn write<S: Store>(
+    meta: &S,
+    superblock: &Superblock,
+    first: u64,
+) -> Result<(), VolumeError> {
     let bytes = superblock.encode()?;
-    for slot in 0..2 {
+    for slot in [first, 1 - first] {
         let mut buf = IoBuf::zeroed(bytes.len().next_multiple_of(4096));
         buf[..bytes.len()].copy_from_slice(&bytes);
         let (_, result) = meta

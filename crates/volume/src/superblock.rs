@@ -79,8 +79,10 @@ pub(crate) struct Superblock {
 /// Why the bytes of a slot are no superblock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SlotFault {
-    /// No magic, a bad checksum, or fields that no writer produces.
+    /// No magic or a bad checksum.
     Torn,
+    /// Intact, but with fields that no writer produces: no accident makes that.
+    Impossible,
     /// Intact, but written by a later version.
     Newer { version: u32 },
 }
@@ -102,6 +104,20 @@ impl Superblock {
             root: vec![0; index(directories(params.size))],
             keys,
             mac: [0; 32],
+        }
+    }
+
+    /// The superblock of a layer that nobody ever had the key of, so that nothing it says has a MAC: all of
+    /// it as the registry has it but the size, which the registry may know to be larger, and the wrapped keys.
+    pub(crate) fn unbound(self, pinned: LayerParams, generation: u64) -> Self {
+        let params = LayerParams {
+            size: self.params.size,
+            ..pinned
+        };
+        Self {
+            generation: generation.max(1),
+            key_generation: self.key_generation,
+            ..Self::new(params, self.data_key, self.keys)
         }
     }
 
@@ -145,7 +161,10 @@ impl Superblock {
         if version > VERSION {
             return Err(SlotFault::Newer { version });
         }
-        parse(slot).ok_or(SlotFault::Torn)
+        if version != VERSION {
+            return Err(SlotFault::Impossible);
+        }
+        parse(slot).ok_or(SlotFault::Impossible)
     }
 
     /// Computes the MAC anew and calls the layer bound.
@@ -237,6 +256,10 @@ fn parse(slot: &[u8]) -> Option<Superblock> {
     let size = u64_at(slot, 64);
     geometry::check_size(size).ok()?;
     let flags = u32_at(slot, 12);
+    // The MAC is computed over the fields as they are understood here, so none may say more than that.
+    if flags & !(SEALED | CLEAN | BOUND) != 0 {
+        return None;
+    }
     let parent: [u8; 16] = array_at(slot, 48);
     let entries = index(u64::from(u32_at(slot, 76)));
     if entries as u64 != directories(size) || slot.len() < HEAD + entries * ROOT_ENTRY {

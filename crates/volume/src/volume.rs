@@ -77,6 +77,8 @@ pub struct Volume<S> {
     pub(crate) epochs: Epochs,
     pub(crate) punches: Punches,
     pub(crate) commits: Commits,
+    /// Durable writes under way: the kernel may report to one of them what a sync should have heard.
+    pub(crate) durable_writes: Epochs,
     /// The superblock on disk, and the right to change it or the map's pages on disk.
     pub(crate) head: async_lock::Mutex<Superblock>,
     generation: AtomicU64,
@@ -102,13 +104,22 @@ pub async fn open<S: Store>(
     check_slots(&slots, pins, &cipher)?;
     sealvol_crypto::clear_residue();
     let Slots {
-        serving, repair, ..
+        serving,
+        spare,
+        repair,
+        ..
     } = slots;
+    let serving = if pins.bound {
+        serving
+    } else {
+        serving.unbound(pins.params, pins.generation)
+    };
     check_lengths(&data, &meta, serving.params.size)?;
 
     let head = match access {
         Access::ReadOnly => serving.clone(),
-        Access::Writable => match begin_writing(&data, &meta, &serving, pins, &cipher).await {
+        Access::Writable => match begin_writing(&data, &meta, &serving, spare, pins, &cipher).await
+        {
             Ok(head) => head,
             Err(failed) => return Err(failed.into_error(serving.params.layer, &*host).await),
         },
@@ -116,11 +127,6 @@ pub async fn open<S: Store>(
     sealvol_crypto::clear_residue();
     let endless = access == Access::ReadOnly && !head.clean;
     let exact_from = if endless { u64::MAX } else { head.exact_from };
-    let root = if pins.bound {
-        head.root.clone()
-    } else {
-        vec![0; head.root.len()]
-    };
     let volume = Arc::new(Volume {
         params: head.params,
         size: AtomicU64::new(head.params.size),
@@ -131,7 +137,7 @@ pub async fn open<S: Store>(
             Arc::clone(&cipher),
             head.params.layer,
             exact_from,
-            root,
+            head.root.clone(),
             head.sequence_base.max(1),
         ),
         cipher,
@@ -140,9 +146,10 @@ pub async fn open<S: Store>(
         epochs: Epochs::default(),
         punches: Punches::default(),
         commits: Commits::default(),
+        durable_writes: Epochs::default(),
         generation: AtomicU64::new(head.generation),
         head: async_lock::Mutex::new(head),
-        repaired: repair,
+        repaired: repair.filter(|_| access == Access::Writable),
     });
     if access == Access::Writable {
         volume.pin().await?;
@@ -168,7 +175,14 @@ fn check_slots(slots: &Slots, pins: &Pins, cipher: &SectorCipher) -> Result<(), 
     }
     if !pins.bound {
         // Never attached: nobody had the key, so there is no MAC to check and no map to believe. What the
-        // superblock says of the map is ignored and written anew.
+        // superblock says of the map is ignored and written anew. A size can only have grown in the registry.
+        if found.params.size > pins.params.size {
+            return Err(VolumeError::Mismatch {
+                field: "size",
+                found: found.params.size.to_string(),
+                expected: pins.params.size.to_string(),
+            });
+        }
         return Ok(());
     }
     for superblock in std::iter::once(found).chain(&slots.older) {
@@ -228,16 +242,11 @@ async fn begin_writing<S: Store>(
     data: &S,
     meta: &S,
     serving: &Superblock,
+    spare: u64,
     pins: &Pins,
     cipher: &SectorCipher,
 ) -> Result<Superblock, StepFailed> {
     let mut head = serving.clone();
-    if !pins.bound {
-        head.root.fill(0);
-        head.sequence_base = 0;
-        head.exact_from = 0;
-        head.clean = true;
-    }
     if pins.params.size > head.params.size {
         lengthen(data, meta, pins.params.size).await?;
         head.params.size = pins.params.size;
@@ -255,7 +264,7 @@ async fn begin_writing<S: Store>(
     }
     head.clean = false;
     head.bind(cipher);
-    slots::write(meta, &head)
+    slots::write(meta, &head, spare)
         .await
         .map_err(StepFailed::lost(LostStep::SuperblockWrite))?;
     Ok(head)
@@ -351,13 +360,11 @@ impl<S: Store> Volume<S> {
     }
 
     /// Refuses what a volume that is read-only or has lost data must not do.
-    pub(crate) fn check_writable(&self) -> Result<(), VolumeError> {
+    pub(crate) async fn check_writable(&self) -> Result<(), VolumeError> {
         if self.access == Access::ReadOnly {
             return Err(VolumeError::ReadOnly);
         }
-        self.commits
-            .lost()
-            .map_or(Ok(()), |loss| Err(VolumeError::Failed(loss)))
+        self.commits.check().await
     }
 
     /// Makes the volume larger, while it is in use.
@@ -366,9 +373,10 @@ impl<S: Store> Volume<S> {
     ///
     /// [`VolumeError::Shrink`], [`VolumeError::InvalidSize`]; store errors, and then the volume has its old size.
     pub async fn grow(self: &Arc<Self>, size: u64) -> Result<(), VolumeError> {
-        self.check_writable()?;
+        self.check_writable().await?;
         check_size(size)?;
         let mut head = self.head.lock().await;
+        self.commits.check().await?;
         if size < head.params.size {
             return Err(VolumeError::Shrink {
                 asked: size,
@@ -448,6 +456,7 @@ impl<S: Store> Volume<S> {
 
     async fn mark_clean(self: &Arc<Self>) -> Result<(), Loss> {
         let mut head = self.head.lock().await;
+        self.commits.lost().map_or(Ok(()), Err)?;
         self.commit_directories(&mut head, true).await?;
         let mut next = head.clone();
         next.root = self.map.exact_root();
@@ -465,7 +474,7 @@ impl<S: Store> Volume<S> {
         next.generation += 1;
         next.bind(&self.cipher);
         sealvol_crypto::clear_residue();
-        slots::write(self.map.meta(), &next).await?;
+        slots::write(self.map.meta(), &next, 0).await?;
         self.map.root_written(&next.root);
         self.generation.store(next.generation, Ordering::Release);
         *head = next;

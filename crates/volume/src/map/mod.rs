@@ -54,6 +54,7 @@ pub(crate) struct Map<S> {
     pages: RwLock<HashMap<u64, Arc<Page>>>,
     /// Pages with changes that no commit has copied yet.
     dirty: Mutex<Vec<Arc<Page>>>,
+    /// Its length, changed under its mutex.
     dirty_len: AtomicU64,
     sequence: AtomicU64,
     loading: async_lock::Mutex<()>,
@@ -195,11 +196,9 @@ impl<S: Store> Map<S> {
             page.cells.set(within.clone(), state);
             page.changes.fetch_add(1, Ordering::AcqRel);
             if !page.queued.swap(true, Ordering::AcqRel) {
-                self.dirty
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(Arc::clone(page));
-                self.dirty_len.fetch_add(1, Ordering::Relaxed);
+                let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+                dirty.push(Arc::clone(page));
+                self.dirty_len.store(dirty.len() as u64, Ordering::Relaxed);
             }
         }
     }

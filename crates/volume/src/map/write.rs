@@ -56,9 +56,11 @@ impl Batch {
 impl<S: Store> Map<S> {
     /// Copies every page with changes. Changes made from here on belong to the next commit.
     pub(crate) fn copy_dirty(&self) -> Batch {
-        let dirty = std::mem::take(&mut *self.dirty.lock().unwrap_or_else(PoisonError::into_inner));
-        self.dirty_len
-            .fetch_sub(dirty.len() as u64, Ordering::Relaxed);
+        let dirty = {
+            let mut dirty = self.dirty.lock().unwrap_or_else(PoisonError::into_inner);
+            self.dirty_len.store(0, Ordering::Relaxed);
+            std::mem::take(&mut *dirty)
+        };
         Batch(dirty.into_iter().map(|page| self.copy(page)).collect())
     }
 
