@@ -134,7 +134,8 @@ fn map_lists_its_runs() {
     };
     assert_eq!(
         volume_map(&api::VolumeMap {
-            runs: vec![data, absent]
+            runs: vec![data, absent],
+            next: None
         }),
         "\
 OFFSET   LENGTH  STATE   LAYER

@@ -20,7 +20,7 @@ use crate::timestamp;
 
 /// What happened, for whom, to what, and how it ended.
 #[derive(Clone, Debug, Serialize)]
-pub struct Record {
+pub(crate) struct Record {
     /// RFC 3339, UTC.
     pub time: String,
     /// See [`Operation`].
@@ -49,7 +49,7 @@ pub struct Record {
 /// What is recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Operation {
+pub(crate) enum Operation {
     /// A loss of acknowledged writes was accepted.
     AcceptLoss,
     /// A key-encryption key was made.
@@ -66,7 +66,7 @@ pub enum Operation {
 
 impl Record {
     /// A record of now that says `ok` and nothing about a volume or key.
-    pub fn of(operation: Operation, caller: Caller) -> Self {
+    pub(crate) fn of(operation: Operation, caller: Caller) -> Self {
         Self {
             time: timestamp::now(),
             operation,
@@ -83,18 +83,18 @@ impl Record {
 
 /// The audit log of one daemon.
 #[derive(Clone, Debug)]
-pub struct Audit {
+pub(crate) struct Audit {
     path: PathBuf,
 }
 
 impl Audit {
     /// The log at `path`; the file is made with the first line.
-    pub fn new(path: PathBuf) -> Self {
+    pub(crate) fn new(path: PathBuf) -> Self {
         Self { path }
     }
 
     /// The file.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
@@ -102,7 +102,7 @@ impl Audit {
     ///
     /// # Errors
     /// When the line may not stand: what it tells of must not go on.
-    pub async fn append(&self, record: Record) -> io::Result<()> {
+    pub(crate) async fn append(&self, record: Record) -> io::Result<()> {
         let path = self.path.clone();
         let appended = tokio::task::spawn_blocking(move || write_line(&path, &record)).await;
         appended.map_err(io::Error::other)?
@@ -112,7 +112,11 @@ impl Audit {
 fn write_line(path: &Path, record: &Record) -> io::Result<()> {
     let mut line = serde_json::to_vec(record)?;
     line.push(b'\n');
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?;
     // One write: with O_APPEND a line is never torn by another.
     file.write_all(&line)?;
     file.sync_data()
@@ -125,9 +129,17 @@ mod tests {
     use super::*;
 
     fn record(name: &str) -> Record {
-        let caller = Caller { uid: 1000, gid: 1000, pid: Some(7) };
+        let caller = Caller {
+            uid: 1000,
+            gid: 1000,
+            pid: Some(7),
+        };
         let key = Some("local:default".to_owned());
-        Record { name: Some(name.to_owned()), key, ..Record::of(Operation::Unwrap, caller) }
+        Record {
+            name: Some(name.to_owned()),
+            key,
+            ..Record::of(Operation::Unwrap, caller)
+        }
     }
 
     #[tokio::test]
@@ -137,8 +149,10 @@ mod tests {
         audit.append(record("a")).await.expect("written");
         audit.append(record("b")).await.expect("written");
         let text = std::fs::read_to_string(audit.path()).expect("there");
-        let lines: Vec<serde_json::Value> =
-            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[1]["name"], "b");
         assert_eq!(lines[0]["operation"], "unwrap");

@@ -39,11 +39,11 @@ use thiserror::Error;
 use crate::rights::{Holders, Rights};
 
 /// The name of the provider that is there without configuration.
-pub const LOCAL: &str = "local";
+pub(crate) const LOCAL: &str = "local";
 
 /// Everything that policy depends on.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Refuse to hold keys in `mlock` memory where memfd_secret is missing.
     pub require_secretmem: bool,
     /// Engine threads.
@@ -167,7 +167,7 @@ impl Config {
     ///
     /// # Errors
     /// When the file is there and cannot be used in whole; nothing of it is used in part.
-    pub fn load(
+    pub(crate) fn load(
         path: Option<&Path>,
         state_dir: &Path,
         passphrase: bool,
@@ -177,7 +177,7 @@ impl Config {
             Some(path) => parse(path, &read_trusted(path, euid)?)?,
             None => File::default(),
         };
-        let path = path.unwrap_or(Path::new("")).to_owned();
+        let path = path.map(Path::to_owned).unwrap_or_default();
         let every = Rights::of_root_and(euid);
         let mut services = file.providers;
         services

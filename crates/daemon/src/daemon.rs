@@ -66,7 +66,9 @@ pub(crate) type Leave = OwnedRwLockReadGuard<bool>;
 
 impl Daemon {
     pub(crate) fn new(parts: Parts, runtime: Handle) -> Self {
-        let policy = Policy { require_secretmem: parts.config.require_secretmem };
+        let policy = Policy {
+            require_secretmem: parts.config.require_secretmem,
+        };
         Self {
             config: parts.config,
             state: parts.state,
@@ -78,7 +80,10 @@ impl Daemon {
             nbd_socket: parts.nbd_socket,
             listening: parts.listening,
             started: crate::timestamp::now(),
-            memory: Memory { policy, inner: Mutex::default() },
+            memory: Memory {
+                policy,
+                inner: Mutex::default(),
+            },
             failures: Failures::default(),
             turns: Turns::default(),
             stopping: Arc::default(),
@@ -99,19 +104,30 @@ impl Daemon {
         if self.config.rights.hold(caller, right) {
             Ok(())
         } else {
-            Err(Error::Forbidden { uid: caller.uid, right })
+            Err(Error::Forbidden {
+                uid: caller.uid,
+                right,
+            })
         }
     }
 
     /// Refuses a caller without any right.
     pub(crate) fn require_any(&self, caller: Caller) -> Result<(), Error> {
-        if self.config.rights.may_look(caller) { Ok(()) } else { Err(Error::Stranger(caller.uid)) }
+        if self.config.rights.may_look(caller) {
+            Ok(())
+        } else {
+            Err(Error::Stranger(caller.uid))
+        }
     }
 
     /// Leave to begin an operation, unless the daemon is stopping.
     pub(crate) async fn leave(&self) -> Result<Leave, Error> {
         let leave = Arc::clone(&self.stopping).read_owned().await;
-        if *leave { Err(Error::Stopping) } else { Ok(leave) }
+        if *leave {
+            Err(Error::Stopping)
+        } else {
+            Ok(leave)
+        }
     }
 
     /// Waits for the operations that have begun; none begins any more.
@@ -127,7 +143,10 @@ impl Daemon {
     /// The registered volume of that name; one that is half made or half deleted is none.
     pub(crate) async fn registered(&self, name: &VolumeName) -> Result<VolumeRow, Error> {
         let wanted = name.clone();
-        let row = self.registry.call(move |registry| registry.volume(&wanted)).await?;
+        let row = self
+            .registry
+            .call(move |registry| registry.volume(&wanted))
+            .await?;
         row.filter(|row| row.state == crate::registry::RowState::Available)
             .ok_or_else(|| Error::NoSuchVolume(name.clone()))
     }
@@ -191,12 +210,20 @@ fn run_selftest(memory: &Arc<KeyMemory>) -> api::SelfTest {
     match sealvol_crypto::selftest::run(memory) {
         Ok(report) => {
             let tests = report.tests.iter().map(|&name| name.to_owned()).collect();
-            api::SelfTest { passed: true, tests, failure: None }
+            api::SelfTest {
+                passed: true,
+                tests,
+                failure: None,
+            }
         }
         Err(error) => {
             tracing::error!(%error, "self-test failed: no key is loaded, nothing is served");
             let failure = Some(error.to_string());
-            api::SelfTest { passed: false, tests: Vec::new(), failure }
+            api::SelfTest {
+                passed: false,
+                tests: Vec::new(),
+                failure,
+            }
         }
     }
 }
@@ -262,6 +289,9 @@ mod tests {
         assert!(turns.of(&name("b")).try_lock().is_ok());
         drop(first);
         assert!(turns.of(&name("a")).try_lock().is_ok());
-        assert!(lock(&turns.0).len() <= 2, "turns that nobody holds are forgotten");
+        assert!(
+            lock(&turns.0).len() <= 2,
+            "turns that nobody holds are forgotten"
+        );
     }
 }

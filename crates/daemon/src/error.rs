@@ -102,7 +102,9 @@ pub enum Error {
     #[error("volume {0}: its superblock holds no wrapped copy of its data key; it was changed")]
     NoWrappedKey(VolumeName),
     /// The superblock names another key-encryption key than the registry.
-    #[error("volume {name}: its superblock says the key {found} wraps it, the registry says {expected}")]
+    #[error(
+        "volume {name}: its superblock says the key {found} wraps it, the registry says {expected}"
+    )]
     OtherKey {
         /// The volume.
         name: VolumeName,
@@ -119,14 +121,9 @@ pub enum Error {
         /// What is wrong with it.
         source: KeyError,
     },
-    /// The key service refused or failed.
-    #[error("key {key}: {} ({})", failure.message, failure.provider_error)]
-    Key {
-        /// The key.
-        key: KeyRef,
-        /// In the provider's words.
-        failure: Box<KeyFailure>,
-    },
+    /// The key service refused or failed; its message names the key.
+    #[error("{} ({})", .0.message, .0.provider_error)]
+    Key(Box<KeyFailure>),
     /// The key service could not be asked.
     #[error("key {key}: {source}")]
     KeyChild {
@@ -191,7 +188,10 @@ impl Error {
     /// The volume `name` failed so.
     pub fn volume(name: &VolumeName) -> impl FnOnce(VolumeError) -> Self {
         let name = name.clone();
-        move |source| Self::Volume { name, source: Box::new(source) }
+        move |source| Self::Volume {
+            name,
+            source: Box::new(source),
+        }
     }
 
     /// A file of the volume `name` failed so.

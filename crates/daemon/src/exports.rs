@@ -135,13 +135,17 @@ impl Export {
     }
 
     fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
-        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
+        self.occupancy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl std::fmt::Debug for Export {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Export").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Export")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -188,7 +192,10 @@ impl Exports {
             )
         })?;
         if export.occupancy().draining {
-            return Err(Refusal::new(RefusalReason::Shutdown, "the volume is being detached"));
+            return Err(Refusal::new(
+                RefusalReason::Shutdown,
+                "the volume is being detached",
+            ));
         }
         Ok(export)
     }
@@ -197,12 +204,18 @@ impl Exports {
     pub fn list(&self, peer: &Peer) -> Vec<(String, String)> {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let visible = table.values().filter(|export| export.allows(peer));
-        visible.map(|export| (export.name.clone(), export.description.clone())).collect()
+        visible
+            .map(|export| (export.name.clone(), export.description.clone()))
+            .collect()
     }
 
     /// The export of that name, for the daemon itself.
     pub fn get(&self, name: &str) -> Option<Arc<Export>> {
-        self.table.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+        self.table
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(name)
+            .cloned()
     }
 
     /// All of them, by name.
@@ -219,7 +232,10 @@ impl Exports {
 
     /// Lets nobody open it any more. Connections that are there stay.
     pub fn remove(&self, name: &str) -> Option<Arc<Export>> {
-        self.table.write().unwrap_or_else(PoisonError::into_inner).remove(name)
+        self.table
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(name)
     }
 }
 
@@ -233,10 +249,16 @@ mod tests {
 
     #[test]
     fn only_listed_user_ids_and_tcp_are_let_in() {
-        let peer = |uid| Peer { uid, description: String::new() };
+        let peer = |uid| Peer {
+            uid,
+            description: String::new(),
+        };
         assert!(allows(&[0, 107], &peer(Some(107))));
         assert!(!allows(&[0, 107], &peer(Some(1000))));
-        assert!(!allows(&[], &peer(Some(0))), "root is on a list like anybody else");
+        assert!(
+            !allows(&[], &peer(Some(0))),
+            "root is on a list like anybody else"
+        );
         assert!(allows(&[], &peer(None)));
     }
 }

@@ -42,10 +42,17 @@ impl Host for LayerHost {
         })
     }
 
-    fn pin(&self, generation: u64, size: u64, commitment: Commitment) -> Task<Result<(), VolumeError>> {
+    fn pin(
+        &self,
+        generation: u64,
+        size: u64,
+        commitment: Commitment,
+    ) -> Task<Result<(), VolumeError>> {
         let (registry, layer) = (self.registry.clone(), self.layer);
         Box::pin(async move {
-            let pinned = registry.call(move |db| db.pin(layer, generation, size, commitment)).await;
+            let pinned = registry
+                .call(move |db| db.pin(layer, generation, size, commitment))
+                .await;
             pinned.map_err(|error| VolumeError::Registry(error.to_string()))
         })
     }

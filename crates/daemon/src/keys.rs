@@ -29,7 +29,7 @@ use crate::rights::Caller;
 
 /// The key services as they are configured.
 #[derive(Debug)]
-pub struct Keys {
+pub(crate) struct Keys {
     child: KeyChild,
     deadline: Duration,
     providers: std::collections::BTreeMap<String, Provider>,
@@ -41,7 +41,7 @@ pub struct Keys {
 
 /// The volume that a key is used for.
 #[derive(Clone, Debug)]
-pub struct Subject {
+pub(crate) struct Subject {
     /// Its id.
     pub id: VolumeId,
     /// Its name.
@@ -52,7 +52,7 @@ pub struct Subject {
 
 impl Keys {
     /// The providers of `config`; `passphrase` is a file with the passphrase of those that need one.
-    pub fn new(config: &Config, passphrase: Option<File>, audit: Audit) -> Self {
+    pub(crate) fn new(config: &Config, passphrase: Option<File>, audit: Audit) -> Self {
         Self {
             child: KeyChild::new(&config.key_child, config.key_deadline),
             deadline: config.key_deadline,
@@ -64,7 +64,7 @@ impl Keys {
     }
 
     /// The names of the configured providers.
-    pub fn providers(&self) -> impl Iterator<Item = &Provider> {
+    pub(crate) fn providers(&self) -> impl Iterator<Item = &Provider> {
         self.providers.values()
     }
 
@@ -72,7 +72,7 @@ impl Keys {
     ///
     /// # Errors
     /// [`Error::NoSuchProvider`].
-    pub fn check(&self, key: &KeyRef) -> Result<(), Error> {
+    pub(crate) fn check(&self, key: &KeyRef) -> Result<(), Error> {
         self.provider(key.provider()).map(|_| ())
     }
 
@@ -80,14 +80,16 @@ impl Keys {
     ///
     /// # Errors
     /// When the key service refuses or cannot be asked, or the record cannot be written.
-    pub async fn generate(
+    pub(crate) async fn generate(
         &self,
         caller: Caller,
         subject: &Subject,
         key: &KeyRef,
     ) -> Result<Wrapped, Error> {
-        let call =
-            Call::Generate { key: key.key().to_owned(), context: subject.context.clone() };
+        let call = Call::Generate {
+            key: key.key().to_owned(),
+            context: subject.context.clone(),
+        };
         let answer = self.ask(Right::Create, key, call, Attempts::Several).await;
         let wrapped = answer.and_then(|(done, _)| match done {
             Done::Generate(wrapped) => Ok(wrapped),
@@ -105,7 +107,7 @@ impl Keys {
     /// # Errors
     /// When the key service refuses or cannot be asked, the record cannot be written, or what came
     /// is no key.
-    pub async fn unwrap(
+    pub(crate) async fn unwrap(
         &self,
         caller: Caller,
         subject: &Subject,
@@ -129,17 +131,25 @@ impl Keys {
         };
         let (_, mut socket) = self.record(record, unwrapped).await?;
         // All 64 bytes are in the socket's buffer and the child is gone: this does not block.
-        VolumeKey::read_from(memory, &mut socket)
-            .map_err(|source| Error::BadKey { name: subject.name.clone(), source })
+        VolumeKey::read_from(memory, &mut socket).map_err(|source| Error::BadKey {
+            name: subject.name.clone(),
+            source,
+        })
     }
 
     /// Tells what a provider says of one of its keys.
     ///
     /// # Errors
     /// When the key service refuses or cannot be asked.
-    pub async fn describe(&self, key: &KeyRef) -> Result<KeyDescription, Error> {
-        let call = Call::Describe { key: key.key().to_owned() };
-        match self.ask(Right::Attach, key, call, Attempts::Several).await?.0 {
+    pub(crate) async fn describe(&self, key: &KeyRef) -> Result<KeyDescription, Error> {
+        let call = Call::Describe {
+            key: key.key().to_owned(),
+        };
+        match self
+            .ask(Right::Attach, key, call, Attempts::Several)
+            .await?
+            .0
+        {
             Done::Describe(description) => Ok(description),
             other => Err(mismatched(&other)),
         }
@@ -149,10 +159,14 @@ impl Keys {
     ///
     /// # Errors
     /// When the key service refuses or cannot be asked, or there is no such provider.
-    pub async fn list(&self, provider: &str) -> Result<Vec<KeyDescription>, Error> {
+    pub(crate) async fn list(&self, provider: &str) -> Result<Vec<KeyDescription>, Error> {
         // For messages only: the call names no key.
         let whole = KeyRef::new(provider, "*")?;
-        match self.ask(Right::Attach, &whole, Call::ListKeys, Attempts::Several).await?.0 {
+        match self
+            .ask(Right::Attach, &whole, Call::ListKeys, Attempts::Several)
+            .await?
+            .0
+        {
             Done::ListKeys(descriptions) => Ok(descriptions),
             other => Err(mismatched(&other)),
         }
@@ -163,23 +177,38 @@ impl Keys {
     /// # Errors
     /// When the key service refuses (there is one of that name) or cannot be asked, or the record
     /// cannot be written.
-    pub async fn create(&self, caller: Caller, key: &KeyRef) -> Result<KeyDescription, Error> {
-        let call = Call::CreateKey { name: key.key().to_owned() };
+    pub(crate) async fn create(
+        &self,
+        caller: Caller,
+        key: &KeyRef,
+    ) -> Result<KeyDescription, Error> {
+        let call = Call::CreateKey {
+            name: key.key().to_owned(),
+        };
         let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
         let created = answer.and_then(|(done, _)| match done {
             Done::CreateKey(description) => Ok(description),
             other => Err(mismatched(&other)),
         });
-        let record =
-            Record { key: Some(key.to_string()), ..Record::of(Operation::CreateKey, caller) };
+        let record = Record {
+            key: Some(key.to_string()),
+            ..Record::of(Operation::CreateKey, caller)
+        };
         self.record(record, created).await
     }
 
     fn provider(&self, name: &str) -> Result<&Provider, Error> {
-        self.providers.get(name).ok_or_else(|| Error::NoSuchProvider {
-            provider: name.to_owned(),
-            configured: self.providers.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
-        })
+        self.providers
+            .get(name)
+            .ok_or_else(|| Error::NoSuchProvider {
+                provider: name.to_owned(),
+                configured: self
+                    .providers
+                    .keys()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            })
     }
 
     /// One call to the provider of `key`, again while its failure may pass and there is time.
@@ -203,12 +232,13 @@ impl Keys {
             let error = match self.call_child(&batch).await {
                 Ok(mut answer) => match answer.results.pop() {
                     Some(Ok(done)) => return Ok((done, answer)),
-                    Some(Err(failure)) => {
-                        Error::Key { key: key.clone(), failure: Box::new(failure) }
-                    }
+                    Some(Err(failure)) => Error::Key(Box::new(failure)),
                     None => Error::Internal("the key child answered without a result".to_owned()),
                 },
-                Err(source) => Error::KeyChild { key: key.clone(), source: Box::new(source) },
+                Err(source) => Error::KeyChild {
+                    key: key.clone(),
+                    source: Box::new(source),
+                },
             };
             let left = until.saturating_duration_since(Instant::now());
             if attempts == Attempts::One || !may_pass(&error) || left <= pause {
@@ -240,9 +270,10 @@ impl Keys {
         match (outcome, written) {
             (Ok(value), Ok(())) => Ok(value),
             (Err(error), _) => Err(error),
-            (Ok(_), Err(source)) => {
-                Err(Error::Audit { path: self.audit.path().to_owned(), source })
-            }
+            (Ok(_), Err(source)) => Err(Error::Audit {
+                path: self.audit.path().to_owned(),
+                source,
+            }),
         }
     }
 }
@@ -266,7 +297,7 @@ fn record(operation: Operation, caller: Caller, subject: &Subject, key: &KeyRef)
 
 fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Key { failure, .. } => failure.class == FailureClass::Transient,
+        Error::Key(failure) => failure.class == FailureClass::Transient,
         Error::KeyChild { source, .. } => source.fault() == Fault::Retry,
         _ => false,
     }

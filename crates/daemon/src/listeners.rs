@@ -7,7 +7,9 @@
 use std::fs::{DirBuilder, Permissions};
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _,
+};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -111,24 +113,32 @@ impl Listeners {
             activated.nbd.push((made.bind(&path)?, path));
         }
         let nbd_socket = activated.nbd[0].1.clone();
-        let mut nbd: Vec<_> =
-            activated.nbd.into_iter().map(|(socket, path)| NbdListener::Unix(socket, path)).collect();
+        let mut nbd: Vec<_> = activated
+            .nbd
+            .into_iter()
+            .map(|(socket, path)| NbdListener::Unix(socket, path))
+            .collect();
         for address in addresses {
             nbd.push(match address {
                 Address::Tcp(address) => NbdListener::Tcp(listen_tcp(&address)?),
                 Address::Unix(path) => NbdListener::Unix(made.bind(&path)?, path),
             });
         }
-        Ok(Self { control, nbd, nbd_socket, made: std::mem::take(&mut made.0) })
+        Ok(Self {
+            control,
+            nbd,
+            nbd_socket,
+            made: std::mem::take(&mut made.0),
+        })
     }
 
     /// The NBD sockets as URIs without an export name.
     pub(crate) fn uris(&self) -> Vec<String> {
         let uri = |listener: &NbdListener| match listener {
             NbdListener::Unix(_, path) => format!("nbd+unix:///?socket={}", path.display()),
-            NbdListener::Tcp(socket) => {
-                socket.local_addr().map_or_else(|_| "nbd://".to_owned(), |at| format!("nbd://{at}"))
-            }
+            NbdListener::Tcp(socket) => socket
+                .local_addr()
+                .map_or_else(|_| "nbd://".to_owned(), |at| format!("nbd://{at}")),
         };
         self.nbd.iter().map(uri).collect()
     }
@@ -161,7 +171,10 @@ impl Drop for Made {
 }
 
 fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
-    let failed = |source| ListenError::Socket { path: path.to_owned(), source };
+    let failed = |source| ListenError::Socket {
+        path: path.to_owned(),
+        source,
+    };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
@@ -183,7 +196,10 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
 }
 
 fn make_runtime_dir(path: &Path) -> Result<(), ListenError> {
-    let failed = |source| ListenError::Socket { path: path.to_owned(), source };
+    let failed = |source| ListenError::Socket {
+        path: path.to_owned(),
+        source,
+    };
     match DirBuilder::new().mode(0o750).create(path) {
         // The umask took the group's bits away.
         Ok(()) => std::fs::set_permissions(path, Permissions::from_mode(0o750)).map_err(failed),
@@ -202,7 +218,10 @@ fn make_runtime_dir(path: &Path) -> Result<(), ListenError> {
 }
 
 fn listen_tcp(address: &str) -> Result<TcpListener, ListenError> {
-    let failed = |source| ListenError::Tcp { address: address.to_owned(), source };
+    let failed = |source| ListenError::Tcp {
+        address: address.to_owned(),
+        source,
+    };
     let resolved: Vec<SocketAddr> = address.to_socket_addrs().map_err(failed)?.collect();
     TcpListener::bind(&resolved[..]).map_err(failed)
 }
@@ -213,7 +232,9 @@ fn parse_uri(uri: &str) -> Result<Address, ListenError> {
         let path = rest.trim_start_matches('/').strip_prefix("?socket=");
         let path = path.ok_or_else(|| wrong("there is no socket=PATH in it"))?;
         if !path.starts_with('/') || path.contains(['&', '#', '%']) {
-            return Err(wrong("the socket's path must be absolute and without %, & and #"));
+            return Err(wrong(
+                "the socket's path must be absolute and without %, & and #",
+            ));
         }
         return Ok(Address::Unix(path.into()));
     }
@@ -253,7 +274,9 @@ fn activated() -> Result<Activated, ListenError> {
     let mut sockets = listenfd::ListenFd::from_env();
     let mut activated = Activated::default();
     for (index, name) in names.iter().enumerate() {
-        let taken = sockets.take_unix_listener(index).map_err(|error| failed(&error))?;
+        let taken = sockets
+            .take_unix_listener(index)
+            .map_err(|error| failed(&error))?;
         let listener =
             taken.ok_or_else(|| failed(&format!("descriptor {index} was not handed over")))?;
         match name.as_str() {
@@ -264,7 +287,11 @@ fn activated() -> Result<Activated, ListenError> {
                 let path = path.ok_or_else(|| failed(&"the socket `nbd` has no path"))?;
                 activated.nbd.push((listener, path));
             }
-            other => return Err(failed(&format!("a socket is named `{other}`, not control or nbd"))),
+            other => {
+                return Err(failed(&format!(
+                    "a socket is named `{other}`, not control or nbd"
+                )));
+            }
         }
     }
     Ok(activated)
@@ -287,13 +314,25 @@ mod tests {
             ("nbd://:10810/", tcp("127.0.0.1:10810")),
             ("nbd://[::1]:1234", tcp("[::1]:1234")),
             ("nbd://[::1]", tcp("[::1]:10809")),
-            ("nbd+unix:///?socket=/run/x.sock", Address::Unix("/run/x.sock".into())),
+            (
+                "nbd+unix:///?socket=/run/x.sock",
+                Address::Unix("/run/x.sock".into()),
+            ),
         ] {
             assert_eq!(parse_uri(uri).expect(uri), address, "{uri}");
         }
         for uri in [
-            "", "127.0.0.1", "http://x", "nbd://h:port", "nbd://h:70000", "nbd://h/export",
-            "nbd://u@h", "nbds://h", "nbd+unix://", "nbd+unix:///?socket=x", "nbd+unix:///v?socket=/x",
+            "",
+            "127.0.0.1",
+            "http://x",
+            "nbd://h:port",
+            "nbd://h:70000",
+            "nbd://h/export",
+            "nbd://u@h",
+            "nbds://h",
+            "nbd+unix://",
+            "nbd+unix:///?socket=x",
+            "nbd+unix:///v?socket=/x",
         ] {
             assert!(matches!(parse_uri(uri), Err(ListenError::Uri(..))), "{uri}");
         }
@@ -312,17 +351,30 @@ mod tests {
             assert!(matches!(refused, ListenError::PlaintextTcp(_)));
             assert!(refused.to_string().contains("--insecure-plaintext-tcp"));
         }
-        assert!(!folder.path().join("run").exists(), "nothing was made before the refusal");
+        assert!(
+            !folder.path().join("run").exists(),
+            "nothing was made before the refusal"
+        );
         let listeners = open(folder.path(), &["nbd://:0"], true).expect("allowed");
-        assert!(listeners.uris()[1].starts_with("nbd://127.0.0.1:"), "{:?}", listeners.uris());
+        assert!(
+            listeners.uris()[1].starts_with("nbd://127.0.0.1:"),
+            "{:?}",
+            listeners.uris()
+        );
     }
 
     #[test]
     fn sockets_are_for_owner_and_group() {
         let folder = tempfile::tempdir().expect("a folder");
         let listeners = open(folder.path(), &[], false).expect("free");
-        for (path, mode) in [("run", 0o750), ("run/control.sock", 0o660), ("run/nbd.sock", 0o660)] {
-            let found = std::fs::metadata(folder.path().join(path)).expect("there").mode();
+        for (path, mode) in [
+            ("run", 0o750),
+            ("run/control.sock", 0o660),
+            ("run/nbd.sock", 0o660),
+        ] {
+            let found = std::fs::metadata(folder.path().join(path))
+                .expect("there")
+                .mode();
             assert_eq!(found & 0o7777, mode, "{path}");
         }
         drop(listeners.made());
@@ -335,7 +387,10 @@ mod tests {
         let first = open(folder.path(), &[], false).expect("free");
         let refused = open(folder.path(), &[], false).expect_err("somebody answers");
         assert!(matches!(refused, ListenError::InUse(_)));
-        assert!(folder.path().join("run/control.sock").exists(), "and it is still there");
+        assert!(
+            folder.path().join("run/control.sock").exists(),
+            "and it is still there"
+        );
         drop(first);
         open(folder.path(), &[], false).expect("nobody answers any more");
     }

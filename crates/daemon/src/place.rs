@@ -41,7 +41,10 @@ impl Place {
             Backing::Device(device) => Some(device.clone()),
             Backing::State | Backing::Directory(_) => None,
         };
-        Self { directory: parent.join(layer.to_string()), device }
+        Self {
+            directory: parent.join(layer.to_string()),
+            device,
+        }
     }
 
     /// Makes the directory, durably.
@@ -96,7 +99,7 @@ impl Place {
 
 fn remove_directory(path: &Path) -> io::Result<()> {
     std::fs::remove_dir(path)?;
-    let parent = path.parent().unwrap_or(Path::new("/"));
+    let parent = path.parent().unwrap_or(path);
     std::fs::File::open(parent)?.sync_all()
 }
 
@@ -106,27 +109,41 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 /// [`Error::Backing`] when it is neither directory nor block device, [`Error::DeviceSize`] when the
 /// device's size is another one.
 pub(crate) fn examine_backing(path: &Path, size: u64) -> Result<Backing, Error> {
-    let unusable = |cause: String| Error::Backing { path: path.to_owned(), cause };
+    let unusable = |cause: String| Error::Backing {
+        path: path.to_owned(),
+        cause,
+    };
     if !path.is_absolute() {
         return Err(unusable("the path is not absolute".to_owned()));
     }
     // What a link points to may change: the registry records what it is now.
-    let path = path.canonicalize().map_err(|error| unusable(error.to_string()))?;
+    let path = path
+        .canonicalize()
+        .map_err(|error| unusable(error.to_string()))?;
     if path.to_str().is_none() {
         return Err(unusable("the path is not UTF-8".to_owned()));
     }
-    let kind = path.metadata().map_err(|error| unusable(error.to_string()))?.file_type();
+    let kind = path
+        .metadata()
+        .map_err(|error| unusable(error.to_string()))?
+        .file_type();
     if kind.is_dir() {
         return Ok(Backing::Directory(path));
     }
     if !kind.is_block_device() {
-        return Err(unusable("it is neither a directory nor a block device".to_owned()));
+        return Err(unusable(
+            "it is neither a directory nor a block device".to_owned(),
+        ));
     }
     let device = FileStore::open_block_device(&path, Access::Writable)
         .map_err(|error| unusable(error.to_string()))?
         .len();
     if device != size {
-        return Err(Error::DeviceSize { path, device, asked: size });
+        return Err(Error::DeviceSize {
+            path,
+            device,
+            asked: size,
+        });
     }
     Ok(Backing::Device(path))
 }
@@ -137,7 +154,9 @@ mod tests {
 
     #[test]
     fn each_backing_has_its_place() {
-        let layer: LayerId = "00112233-4455-4677-8899-aabbccddeeff".parse().expect("an id");
+        let layer: LayerId = "00112233-4455-4677-8899-aabbccddeeff"
+            .parse()
+            .expect("an id");
         let place = |backing| Place::of(&backing, layer, Path::new("/s/layers"));
         let state = place(Backing::State);
         assert_eq!(state.directory, Path::new(&format!("/s/layers/{layer}")));
@@ -155,21 +174,37 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("file");
         std::fs::write(&file, "").expect("written");
-        for path in [Path::new("relative"), Path::new("/nonexistent"), &file, Path::new("/dev/null")] {
+        for path in [
+            Path::new("relative"),
+            Path::new("/nonexistent"),
+            &file,
+            Path::new("/dev/null"),
+        ] {
             let refused = examine_backing(path, 1 << 20);
-            assert!(matches!(refused, Err(Error::Backing { .. })), "{}", path.display());
+            assert!(
+                matches!(refused, Err(Error::Backing { .. })),
+                "{}",
+                path.display()
+            );
         }
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(folder.path(), &link).expect("linked");
         let real = folder.path().canonicalize().expect("there");
-        assert_eq!(examine_backing(&link, 1).expect("a directory"), Backing::Directory(real));
+        assert_eq!(
+            examine_backing(&link, 1).expect("a directory"),
+            Backing::Directory(real)
+        );
     }
 
     #[tokio::test]
     async fn removal_leaves_what_is_not_ours() {
         let folder = tempfile::tempdir().expect("a folder");
         let layer = LayerId::random();
-        let place = Place::of(&Backing::Directory(folder.path().to_owned()), layer, Path::new("/"));
+        let place = Place::of(
+            &Backing::Directory(folder.path().to_owned()),
+            layer,
+            Path::new("/"),
+        );
         place.remove().await.expect("nothing there is no error");
         place.make().expect("made");
         let inside = folder.path().join(layer.to_string());

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whoever is at the other end of a control connection, as the kernel says (SO_PEERCRED).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Caller {
+pub(crate) struct Caller {
     /// Effective user id when it connected.
     pub uid: u32,
     /// Effective group id when it connected.
@@ -26,7 +26,7 @@ pub struct Caller {
 /// Who holds one right.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Holders {
+pub(crate) struct Holders {
     /// User ids.
     pub uids: Vec<u32>,
     /// Primary group ids.
@@ -41,7 +41,7 @@ impl Holders {
 
 /// Who holds which right.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rights {
+pub(crate) struct Rights {
     /// Make volumes.
     pub create: Holders,
     /// Attach and detach volumes.
@@ -52,7 +52,7 @@ pub struct Rights {
 
 impl Rights {
     /// Root and `uid` hold everything.
-    pub fn of_root_and(uid: u32) -> Self {
+    pub(crate) fn of_root_and(uid: u32) -> Self {
         let mut uids = vec![0, uid];
         uids.dedup();
         let all = Holders {
@@ -67,7 +67,7 @@ impl Rights {
     }
 
     /// Whether `caller` holds `right`.
-    pub fn hold(&self, caller: Caller, right: Right) -> bool {
+    pub(crate) fn hold(&self, caller: Caller, right: Right) -> bool {
         match right {
             Right::Create => &self.create,
             Right::Attach => &self.attach,
@@ -77,7 +77,7 @@ impl Rights {
     }
 
     /// Whether `caller` may look at what there is.
-    pub fn may_look(&self, caller: Caller) -> bool {
+    pub(crate) fn may_look(&self, caller: Caller) -> bool {
         [Right::Create, Right::Attach, Right::Administer]
             .into_iter()
             .any(|right| self.hold(caller, right))

@@ -113,7 +113,8 @@ pub fn run(args: &Args) -> Result<(), RunError> {
 
 async fn serve(args: &Args) -> Result<(), RunError> {
     let mut stop = StopSignals::new().map_err(system("its signals"))?;
-    let state_dir = std::path::absolute(&args.state_dir).map_err(system("its working directory"))?;
+    let state_dir =
+        std::path::absolute(&args.state_dir).map_err(system("its working directory"))?;
     let runtime_dir =
         std::path::absolute(&args.runtime_dir).map_err(system("its working directory"))?;
     let passphrase = args.passphrase_fd.map(open_passphrase).transpose()?;
@@ -146,9 +147,20 @@ async fn serve(args: &Args) -> Result<(), RunError> {
 
     let mut tasks = JoinSet::new();
     let (control, nbd) = (listeners.control, listeners.nbd);
+    if nbd
+        .iter()
+        .any(|listener| matches!(listener, NbdListener::Tcp(_)))
+    {
+        tracing::warn!("TCP is served: whoever reaches the port may read and write every volume");
+    }
     tasks.spawn(answer_control(Arc::clone(&daemon), control));
+    // A task of its own: what has begun is carried to its end also when a stop comes in between.
+    let again = tokio::spawn({
+        let daemon = Arc::clone(&daemon);
+        async move { daemon.attach_all_again().await }
+    });
     tokio::select! {
-        attached = daemon.attach_all_again() => attached?,
+        attached = again => attached.map_err(|error| error::Error::Internal(error.to_string()))??,
         () = stop.wait() => return stop_all(&daemon, engine, tasks).await,
     }
     for listener in nbd {
@@ -173,6 +185,9 @@ async fn stop_all(
         engine.stop().await;
     }
     daemon.close_all().await;
+    if let Err(error) = daemon.registry.call(|registry| registry.checkpoint()).await {
+        tracing::warn!(%error, "the registry's log stays, for the next start to read");
+    }
     tracing::info!("stopped");
     Ok(())
 }
@@ -203,8 +218,13 @@ async fn accept_unix(engine: &Engine, socket: StdUnixListener) -> io::Result<Nev
         }) {
             Ok((stream, credentials)) => {
                 let uid = credentials.uid();
-                let pid = credentials.pid().map_or_else(|| "?".to_owned(), |pid| pid.to_string());
-                let peer = Peer { uid: Some(uid), description: format!("uid {uid} pid {pid}") };
+                let pid = credentials
+                    .pid()
+                    .map_or_else(|| "?".to_owned(), |pid| pid.to_string());
+                let peer = Peer {
+                    uid: Some(uid),
+                    description: format!("uid {uid} pid {pid}"),
+                };
                 engine.serve(Socket::Unix(stream), peer);
             }
             Err(error) => not_accepted(&error).await,
@@ -216,9 +236,19 @@ async fn accept_tcp(engine: &Engine, socket: std::net::TcpListener) -> io::Resul
     socket.set_nonblocking(true)?;
     let socket = TcpListener::from_std(socket)?;
     loop {
-        match socket.accept().await.and_then(|(stream, from)| Ok((stream.into_std()?, from))) {
+        match socket
+            .accept()
+            .await
+            .and_then(|(stream, from)| Ok((stream.into_std()?, from)))
+        {
             Ok((stream, from)) => {
-                engine.serve(Socket::Tcp(stream), Peer { uid: None, description: from.to_string() });
+                engine.serve(
+                    Socket::Tcp(stream),
+                    Peer {
+                        uid: None,
+                        description: from.to_string(),
+                    },
+                );
             }
             Err(error) => not_accepted(&error).await,
         }
@@ -240,7 +270,9 @@ fn open_passphrase(descriptor: u32) -> Result<File, RunError> {
     let refused = |cause: String| RunError::Passphrase(descriptor, cause);
     let file = File::open(format!("/proc/self/fd/{descriptor}"))
         .map_err(|error| refused(error.to_string()))?;
-    let metadata = file.metadata().map_err(|error| refused(error.to_string()))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| refused(error.to_string()))?;
     if metadata.is_file() {
         Ok(file)
     } else {

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 /// A state directory that this process holds.
 #[derive(Debug)]
-pub struct StateDir {
+pub(crate) struct StateDir {
     path: PathBuf,
     /// Locked as long as it is open.
     _lock: File,
@@ -66,7 +66,7 @@ impl StateDir {
     ///
     /// # Errors
     /// When it cannot be trusted or another daemon holds it.
-    pub fn hold(path: &Path) -> Result<Self, StateDirError> {
+    pub(crate) fn hold(path: &Path) -> Result<Self, StateDirError> {
         make_private(path)?;
         make_private(&path.join("keys"))?;
         make_private(&path.join("layers"))?;
@@ -77,22 +77,22 @@ impl StateDir {
     }
 
     /// The directory.
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// The registry's file.
-    pub fn registry(&self) -> PathBuf {
+    pub(crate) fn registry(&self) -> PathBuf {
         self.path.join("registry.db")
     }
 
     /// The audit log.
-    pub fn audit_log(&self) -> PathBuf {
+    pub(crate) fn audit_log(&self) -> PathBuf {
         self.path.join("audit.log")
     }
 
     /// The directory of the layers that were given no other place.
-    pub fn layers(&self) -> PathBuf {
+    pub(crate) fn layers(&self) -> PathBuf {
         self.path.join("layers")
     }
 }

@@ -60,7 +60,11 @@ pub(crate) async fn serve(daemon: Arc<Daemon>, socket: StdUnixListener) -> std::
 
 async fn serve_connection(daemon: Arc<Daemon>, stream: UnixStream) {
     let caller = match stream.peer_cred() {
-        Ok(peer) => Caller { uid: peer.uid(), gid: peer.gid(), pid: peer.pid() },
+        Ok(peer) => Caller {
+            uid: peer.uid(),
+            gid: peer.gid(),
+            pid: peer.pid(),
+        },
         Err(error) => {
             tracing::warn!(%error, "a peer without credentials was sent away");
             return;
@@ -108,8 +112,12 @@ async fn read_body(body: Incoming) -> Result<Bytes, Error> {
     let whole = Limited::new(body, BODY_BYTES_MAX).collect();
     match tokio::time::timeout(REQUEST_WITHIN, whole).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) => Err(Error::BadRequest(format!("its body cannot be read: {error}"))),
-        Err(_) => Err(Error::BadRequest("its body did not come in time".to_owned())),
+        Ok(Err(error)) => Err(Error::BadRequest(format!(
+            "its body cannot be read: {error}"
+        ))),
+        Err(_) => Err(Error::BadRequest(
+            "its body did not come in time".to_owned(),
+        )),
     }
 }
 

@@ -12,15 +12,21 @@ use crate::registry::RegistryError;
 /// `error` as a reply.
 pub(crate) fn error(error: &Error) -> ApiError {
     let next_step = match error {
-        Error::Key { failure, .. } => Some(failure.next_step.clone()),
+        Error::Key(failure) => Some(sentence(&failure.next_step)),
         _ => next_step(error).map(str::to_owned),
     };
-    ApiError { kind: kind(error), message: error.to_string(), next_step }
+    ApiError {
+        kind: kind(error),
+        message: error.to_string(),
+        next_step,
+    }
 }
 
 /// `error` and its next step as one text.
 pub(crate) fn in_words(failed: &Error) -> String {
-    let ApiError { message, next_step, .. } = error(failed);
+    let ApiError {
+        message, next_step, ..
+    } = error(failed);
     next_step.map_or_else(|| message.clone(), |step| format!("{message}. {step}"))
 }
 
@@ -50,7 +56,7 @@ fn kind(error: &Error) -> ErrorKind {
         Error::Audit { .. } | Error::Internal(_) | Error::Registry(_) | Error::Stopping => {
             ErrorKind::Failed
         }
-        Error::Key { failure, .. } => of_key_failure(failure.class, &failure.provider_error),
+        Error::Key(failure) => of_key_failure(failure.class, &failure.provider_error),
         Error::KeyChild { source, .. } => match source.fault() {
             Fault::Stop => ErrorKind::Refused,
             Fault::Refuse | Fault::Retry => ErrorKind::Failed,
@@ -66,9 +72,9 @@ fn of_key_failure(class: FailureClass, provider_error: &str) -> ErrorKind {
         FailureClass::CallerBug if provider_error == ALREADY_EXISTS => ErrorKind::Conflict,
         FailureClass::CallerBug => ErrorKind::Usage,
         FailureClass::GoneForEver => ErrorKind::NotFound,
-        FailureClass::KeyUnusable
-        | FailureClass::NotPermitted
-        | FailureClass::WrongKeyOrTamper => ErrorKind::Refused,
+        FailureClass::KeyUnusable | FailureClass::NotPermitted | FailureClass::WrongKeyOrTamper => {
+            ErrorKind::Refused
+        }
         FailureClass::Transient => ErrorKind::Failed,
     }
 }
@@ -76,9 +82,9 @@ fn of_key_failure(class: FailureClass, provider_error: &str) -> ErrorKind {
 fn of_store(error: &StoreError) -> ErrorKind {
     match error {
         StoreError::Locked { .. } | StoreError::AlreadyExists { .. } => ErrorKind::Conflict,
-        StoreError::TooLarge { .. } | StoreError::Shrink { .. } | StoreError::InvalidName { .. } => {
-            ErrorKind::Usage
-        }
+        StoreError::TooLarge { .. }
+        | StoreError::Shrink { .. }
+        | StoreError::InvalidName { .. } => ErrorKind::Usage,
         // Whoever can write the store put something else there, or cut it.
         StoreError::Truncated { .. } | StoreError::WrongType { .. } => ErrorKind::Refused,
         StoreError::Io { .. }
@@ -110,6 +116,14 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         VolumeError::NoSpace | VolumeError::Registry(_) => ErrorKind::Failed,
         VolumeError::Store(error) => of_store(error),
     }
+}
+
+/// `text` with a capital first letter: key services write the next step as the end of a sentence.
+fn sentence(text: &str) -> String {
+    let mut rest = text.chars();
+    rest.next().map_or_else(String::new, |first| {
+        first.to_uppercase().chain(rest).collect()
+    })
 }
 
 /// The next step, where the message does not end with it already.
@@ -147,7 +161,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::Internal(_) => "Report it, with the daemon's log",
         // These say it themselves.
         Error::BadName(_)
-        | Error::Key { .. }
+        | Error::Key(_)
         | Error::KeyChild { .. }
         | Error::KeyMemory(_)
         | Error::KeyRef(_)
@@ -169,10 +183,10 @@ mod tests {
         let failure = KeyFailure {
             class,
             provider_error: provider_error.to_owned(),
-            message: "it was refused".to_owned(),
-            next_step: "Do something else".to_owned(),
+            message: "key local:default: it was refused".to_owned(),
+            next_step: "do something else".to_owned(),
         };
-        Error::Key { key: "local:default".parse().expect("a key"), failure: Box::new(failure) }
+        Error::Key(Box::new(failure))
     }
 
     #[test]
@@ -180,7 +194,11 @@ mod tests {
         for (class, name, exit) in [
             (FailureClass::KeyUnusable, "DisabledException", 3),
             (FailureClass::NotPermitted, "AccessDeniedException", 3),
-            (FailureClass::WrongKeyOrTamper, "InvalidCiphertextException", 3),
+            (
+                FailureClass::WrongKeyOrTamper,
+                "InvalidCiphertextException",
+                3,
+            ),
             (FailureClass::GoneForEver, "NotFoundException", 4),
             (FailureClass::Transient, "ThrottlingException", 1),
             (FailureClass::CallerBug, "ValidationException", 2),
@@ -188,7 +206,10 @@ mod tests {
         ] {
             let reply = error(&key_failure(class, name));
             assert_eq!(reply.kind.exit_code(), exit, "{name}");
-            assert_eq!(reply.message, format!("key local:default: it was refused ({name})"));
+            assert_eq!(
+                reply.message,
+                format!("key local:default: it was refused ({name})")
+            );
             assert_eq!(reply.next_step.as_deref(), Some("Do something else"));
         }
     }
@@ -200,8 +221,21 @@ mod tests {
             (VolumeError::WrongKey, 3),
             (VolumeError::Tampered { cause: "a bad MAC" }, 3),
             (VolumeError::NewerFormat { version: 2 }, 3),
-            (VolumeError::Truncated { file: "data", found: 1, expected: 2 }, 3),
-            (VolumeError::RolledBack { found: 1, pinned: 2 }, 3),
+            (
+                VolumeError::Truncated {
+                    file: "data",
+                    found: 1,
+                    expected: 2,
+                },
+                3,
+            ),
+            (
+                VolumeError::RolledBack {
+                    found: 1,
+                    pinned: 2,
+                },
+                3,
+            ),
             (VolumeError::NoSuperblock { cause: "torn" }, 3),
             (VolumeError::InvalidSize { size: 1 }, 2),
             (VolumeError::Shrink { asked: 1, size: 2 }, 2),
@@ -221,18 +255,34 @@ mod tests {
         for (failed, exit) in [
             (Error::Attached(name()), 5),
             (Error::NotAttached(name()), 5),
-            (Error::ClientsConnected { name: name(), count: 2 }, 5),
+            (
+                Error::ClientsConnected {
+                    name: name(),
+                    count: 2,
+                },
+                5,
+            ),
             (Error::Registry(RegistryError::NameTaken("v".into())), 5),
             (Error::NoSuchVolume(name()), 4),
             (Error::Stranger(1000), 3),
             (Error::SelfTest("AES".into()), 3),
-            (Error::LossRecorded { name: name(), loss: "a sync failed".into() }, 3),
+            (
+                Error::LossRecorded {
+                    name: name(),
+                    loss: "a sync failed".into(),
+                },
+                3,
+            ),
             (Error::BadRequest("x".into()), 2),
             (Error::Stopping, 1),
         ] {
             let reply = error(&failed);
             assert_eq!(reply.kind.exit_code(), exit, "{failed}");
-            assert!(reply.message.contains(": "), "THING: CAUSE in {}", reply.message);
+            assert!(
+                reply.message.contains(": "),
+                "THING: CAUSE in {}",
+                reply.message
+            );
         }
     }
 }

@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
+use hyper::Method;
 use hyper::body::Bytes;
 use hyper::http::request::Parts;
-use hyper::Method;
 use sealvol_control::api::VolumeName;
 use sealvol_control::keychild::Right;
 use serde::Serialize;
@@ -74,7 +74,8 @@ pub(super) async fn call(
         drop(leave);
         answer
     });
-    task.await.unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
+    task.await
+        .unwrap_or_else(|error| Err(Error::Internal(error.to_string())))
 }
 
 async fn carry_out(
@@ -89,13 +90,21 @@ async fn carry_out(
         Route::ListVolumes => json(&daemon.list_volumes().await?),
         Route::CreateVolume => json(&daemon.create_volume(caller, message(body)?).await?),
         Route::ShowVolume(name) => json(&daemon.show_volume(&name).await?),
-        Route::DeleteVolume(name) => {
-            json(&daemon.delete_volume(caller, name, message_or_default(body)?).await?)
-        }
-        Route::Attach(name) => {
-            json(&daemon.attach_volume(caller, name, message_or_default(body)?).await?)
-        }
-        Route::Detach(name) => json(&daemon.detach_volume(name, message_or_default(body)?).await?),
+        Route::DeleteVolume(name) => json(
+            &daemon
+                .delete_volume(caller, name, message_or_default(body)?)
+                .await?,
+        ),
+        Route::Attach(name) => json(
+            &daemon
+                .attach_volume(caller, name, message_or_default(body)?)
+                .await?,
+        ),
+        Route::Detach(name) => json(
+            &daemon
+                .detach_volume(name, message_or_default(body)?)
+                .await?,
+        ),
         Route::Resize(name) => json(&daemon.resize_volume(name, message(body)?).await?),
         Route::Map(name, offset) => json(&daemon.map_volume(&name, offset).await?),
         Route::ListKeys(provider) => json(&daemon.list_keys(provider.as_deref()).await?),
@@ -105,8 +114,10 @@ async fn carry_out(
 }
 
 fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Error> {
-    let no_such_call =
-        || Error::NoSuchCall { method: method.to_string(), path: path.to_owned() };
+    let no_such_call = || Error::NoSuchCall {
+        method: method.to_string(),
+        path: path.to_owned(),
+    };
     let segments: Vec<String> = path
         .strip_prefix("/v1/")
         .ok_or_else(no_such_call)?
@@ -146,10 +157,16 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
 
 /// The value of the one query parameter that a path has; another one is refused.
 fn parameter(query: Option<&str>, name: &str) -> Result<Option<String>, Error> {
-    let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
+    let Some(query) = query.filter(|query| !query.is_empty()) else {
+        return Ok(None);
+    };
     let unknown = || Error::BadRequest(format!("the query `{query}` is not understood"));
-    let value = query.strip_prefix(name).and_then(|rest| rest.strip_prefix('='));
-    let value = value.filter(|value| !value.contains(['&', '='])).ok_or_else(unknown)?;
+    let value = query
+        .strip_prefix(name)
+        .and_then(|rest| rest.strip_prefix('='));
+    let value = value
+        .filter(|value| !value.contains(['&', '=']))
+        .ok_or_else(unknown)?;
     percent_decoded(value).map(Some).ok_or_else(unknown)
 }
 
@@ -179,7 +196,11 @@ fn message<T: DeserializeOwned>(body: &Bytes) -> Result<T, Error> {
 }
 
 fn message_or_default<T: DeserializeOwned + Default>(body: &Bytes) -> Result<T, Error> {
-    if body.is_empty() { Ok(T::default()) } else { message(body) }
+    if body.is_empty() {
+        Ok(T::default())
+    } else {
+        message(body)
+    }
 }
 
 fn json<T: Serialize>(answer: &T) -> Result<Vec<u8>, Error> {
@@ -193,7 +214,9 @@ mod tests {
     use super::*;
 
     fn parse(method: Method, uri: &str) -> Result<Route, Error> {
-        let (path, query) = uri.split_once('?').map_or((uri, None), |(p, q)| (p, Some(q)));
+        let (path, query) = uri
+            .split_once('?')
+            .map_or((uri, None), |(p, q)| (p, Some(q)));
         route(&method, path, query)
     }
 
@@ -202,10 +225,30 @@ mod tests {
         let v: VolumeName = "v".parse().expect("a name");
         let table = [
             (Method::GET, api::STATUS.to_owned(), Route::Status, None),
-            (Method::POST, api::SELFTEST.to_owned(), Route::SelfTest, Some(Right::Administer)),
-            (Method::GET, api::VOLUMES.to_owned(), Route::ListVolumes, None),
-            (Method::POST, api::VOLUMES.to_owned(), Route::CreateVolume, Some(Right::Create)),
-            (Method::GET, "/v1/volumes/v".into(), Route::ShowVolume(v.clone()), None),
+            (
+                Method::POST,
+                api::SELFTEST.to_owned(),
+                Route::SelfTest,
+                Some(Right::Administer),
+            ),
+            (
+                Method::GET,
+                api::VOLUMES.to_owned(),
+                Route::ListVolumes,
+                None,
+            ),
+            (
+                Method::POST,
+                api::VOLUMES.to_owned(),
+                Route::CreateVolume,
+                Some(Right::Create),
+            ),
+            (
+                Method::GET,
+                "/v1/volumes/v".into(),
+                Route::ShowVolume(v.clone()),
+                None,
+            ),
             (
                 Method::DELETE,
                 "/v1/volumes/v".into(),
@@ -236,14 +279,24 @@ mod tests {
                 Route::Map(v, 4096),
                 Some(Right::Administer),
             ),
-            (Method::GET, api::KEYS.to_owned(), Route::ListKeys(None), None),
+            (
+                Method::GET,
+                api::KEYS.to_owned(),
+                Route::ListKeys(None),
+                None,
+            ),
             (
                 Method::GET,
                 "/v1/keys?provider=local".into(),
                 Route::ListKeys(Some("local".into())),
                 None,
             ),
-            (Method::POST, api::KEYS.to_owned(), Route::CreateKey, Some(Right::Administer)),
+            (
+                Method::POST,
+                api::KEYS.to_owned(),
+                Route::CreateKey,
+                Some(Right::Administer),
+            ),
             (
                 Method::GET,
                 "/v1/keys/aws:arn%3Akey%2F1".into(),
@@ -272,13 +325,30 @@ mod tests {
             (Method::GET, "/v1/keys/%ff"),
         ] {
             let refused = parse(method, uri);
-            assert!(matches!(refused, Err(Error::NoSuchCall { .. })), "{uri}: {refused:?}");
+            assert!(
+                matches!(refused, Err(Error::NoSuchCall { .. })),
+                "{uri}: {refused:?}"
+            );
         }
-        for uri in ["/v1/volumes/v/map?offset=x", "/v1/volumes/v/map?limit=1", "/v1/keys?a=b"] {
-            assert!(matches!(parse(Method::GET, uri), Err(Error::BadRequest(_))), "{uri}");
+        for uri in [
+            "/v1/volumes/v/map?offset=x",
+            "/v1/volumes/v/map?limit=1",
+            "/v1/keys?a=b",
+        ] {
+            assert!(
+                matches!(parse(Method::GET, uri), Err(Error::BadRequest(_))),
+                "{uri}"
+            );
         }
-        for uri in ["/v1/volumes/..", "/v1/volumes/%2e%2e%2fx", "/v1/volumes/a%20b"] {
-            assert!(matches!(parse(Method::GET, uri), Err(Error::BadName(_))), "{uri}");
+        for uri in [
+            "/v1/volumes/..",
+            "/v1/volumes/%2e%2e%2fx",
+            "/v1/volumes/a%20b",
+        ] {
+            assert!(
+                matches!(parse(Method::GET, uri), Err(Error::BadName(_))),
+                "{uri}"
+            );
         }
     }
 }

@@ -11,7 +11,6 @@ use std::sync::Arc;
 
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
-use sealvol_control::size::Size;
 use sealvol_crypto::{SectorCipher, VolumeKey};
 use sealvol_store::{FileStore, Store as _};
 use sealvol_volume::{Volume, VolumeError, WrappedKey, read_keys};
@@ -43,10 +42,14 @@ impl Daemon {
             allow: self.allowed(caller, request.allow),
             by: caller.uid,
         };
-        let volume = self.open_volume(caller, &row, attached.read_only, request.accept_loss).await?;
+        let volume = self
+            .open_volume(caller, &row, attached.read_only, request.accept_loss)
+            .await?;
         let (id, registered) = (row.id, attached.clone());
-        let recorded =
-            self.registry.call(move |registry| registry.set_attached(id, &registered)).await;
+        let recorded = self
+            .registry
+            .call(move |registry| registry.set_attached(id, &registered))
+            .await;
         if let Err(error) = recorded {
             // Nobody has used it yet: closing only writes the clean mark back.
             let _ = volume.close().await;
@@ -60,8 +63,14 @@ impl Daemon {
     pub(crate) async fn attach_again(&self, name: VolumeName) -> Result<(), Error> {
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
-        let Some(attached) = row.attached.clone() else { return Ok(()) };
-        let volume = self.open_volume(Self::itself(), &row, attached.read_only, false).await?;
+        // Somebody may have attached or detached it while it waited for its turn.
+        let served = self.exports.get(name.as_str()).is_some();
+        let Some(attached) = row.attached.clone().filter(|_| !served) else {
+            return Ok(());
+        };
+        let volume = self
+            .open_volume(Self::itself(), &row, attached.read_only, false)
+            .await?;
         self.serve(&row, volume, attached);
         Ok(())
     }
@@ -85,14 +94,23 @@ impl Daemon {
     ) -> Result<Arc<Volume<FileStore>>, Error> {
         let name = &row.name;
         if let Some(loss) = row.loss.clone().filter(|_| !accept_loss) {
-            return Err(Error::LossRecorded { name: name.clone(), loss });
+            return Err(Error::LossRecorded {
+                name: name.clone(),
+                loss,
+            });
         }
         let layer = self.top_layer(row).await?;
         let place = Place::of(&row.backing, layer.id, &self.state.layers());
         let (store_access, access) = if read_only {
-            (sealvol_store::Access::ReadOnly, sealvol_volume::Access::ReadOnly)
+            (
+                sealvol_store::Access::ReadOnly,
+                sealvol_volume::Access::ReadOnly,
+            )
         } else {
-            (sealvol_store::Access::Writable, sealvol_volume::Access::Writable)
+            (
+                sealvol_store::Access::Writable,
+                sealvol_volume::Access::Writable,
+            )
         };
         let files = place.open(store_access).await.map_err(Error::store(name))?;
         if row.loss.is_some() {
@@ -114,15 +132,21 @@ impl Daemon {
         }
         if row.loss.is_some() {
             let id = row.id;
-            self.registry.call(move |registry| registry.accept_loss(id)).await?;
+            self.registry
+                .call(move |registry| registry.accept_loss(id))
+                .await?;
         }
         Ok(volume)
     }
 
     async fn top_layer(&self, row: &VolumeRow) -> Result<LayerRow, Error> {
         let (id, top) = (row.id, row.top);
-        let layers = self.registry.call(move |registry| registry.layers(id, top)).await?;
-        let missing = || Error::Internal(format!("volume {}: its layer is not registered", row.name));
+        let layers = self
+            .registry
+            .call(move |registry| registry.layers(id, top))
+            .await?;
+        let missing =
+            || Error::Internal(format!("volume {}: its layer is not registered", row.name));
         layers.into_iter().next().ok_or_else(missing)
     }
 
@@ -138,8 +162,14 @@ impl Daemon {
         // By the resolved id: a name may have come to mean another key.
         let key = KeyRef::new(&layer.wrapped_by.provider, &layer.wrapped_by.key_id)?;
         let subject = subject(row, layer);
-        let unwrapped = self.keys.unwrap(caller, &subject, &key, wrapped.blob, &memory).await?;
-        if layer.commitment.is_some_and(|pinned| pinned != unwrapped.commitment()) {
+        let unwrapped = self
+            .keys
+            .unwrap(caller, &subject, &key, wrapped.blob, &memory)
+            .await?;
+        if layer
+            .commitment
+            .is_some_and(|pinned| pinned != unwrapped.commitment())
+        {
             return Err(Error::volume(&row.name)(VolumeError::WrongKey));
         }
         Ok(VolumeKey::expand(unwrapped))
@@ -159,20 +189,34 @@ impl Daemon {
             ..Record::of(Operation::AcceptLoss, caller)
         };
         let written = self.audit.append(record).await;
-        written.map_err(|source| Error::Audit { path: self.audit.path().to_owned(), source })?;
+        written.map_err(|source| Error::Audit {
+            path: self.audit.path().to_owned(),
+            source,
+        })?;
         for store in [&files.meta, &files.data] {
-            store.discard_cache().await.map_err(Error::store(&row.name))?;
+            store
+                .discard_cache()
+                .await
+                .map_err(Error::store(&row.name))?;
         }
         Ok(())
     }
 
     fn serve(&self, row: &VolumeRow, volume: Arc<Volume<FileStore>>, attached: Attached) {
         let name = row.name.to_string();
-        let description = format!("{} encrypted volume", Size(volume.size()));
+        let description = "encrypted volume".to_owned();
         tracing::info!(volume = %name, read_only = attached.read_only, by = attached.by, "attached");
         self.failures.clear(&name);
-        let Attached { read_only, allow, .. } = attached;
-        self.exports.insert(Arc::new(Export::new(name, description, volume, read_only, allow)));
+        let Attached {
+            read_only, allow, ..
+        } = attached;
+        self.exports.insert(Arc::new(Export::new(
+            name,
+            description,
+            volume,
+            read_only,
+            allow,
+        )));
     }
 }
 
@@ -183,10 +227,17 @@ async fn wrapped_key(
     layer: &LayerRow,
     files: &Files,
 ) -> Result<WrappedKey, Error> {
-    let keys = read_keys(&files.meta).await.map_err(Error::volume(&row.name))?;
+    let keys = read_keys(&files.meta)
+        .await
+        .map_err(Error::volume(&row.name))?;
     let by = &layer.wrapped_by;
-    let mut copies = keys.into_iter().filter(|key| key.data_key == layer.data_key).peekable();
-    let Some(first) = copies.peek() else { return Err(Error::NoWrappedKey(row.name.clone())) };
+    let mut copies = keys
+        .into_iter()
+        .filter(|key| key.data_key == layer.data_key)
+        .peekable();
+    let Some(first) = copies.peek() else {
+        return Err(Error::NoWrappedKey(row.name.clone()));
+    };
     let found = format!("{}:{}", first.provider, first.key_id);
     let ours = copies.find(|key| key.provider == by.provider && key.key_id == by.key_id);
     ours.ok_or_else(|| Error::OtherKey {

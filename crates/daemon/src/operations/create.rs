@@ -28,12 +28,16 @@ impl Daemon {
         let _turn = self.turn(&request.name).await;
         let new = self.check_create(caller, &request)?;
         let row = new.clone();
-        self.registry.call(move |registry| registry.begin_create(&row)).await?;
+        self.registry
+            .call(move |registry| registry.begin_create(&row))
+            .await?;
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
         match self.make_layer(caller, &new, &place).await {
             Ok(by) => {
                 let (id, layer) = (new.id, new.layer);
-                self.registry.call(move |registry| registry.finish_create(id, layer, &by)).await?;
+                self.registry
+                    .call(move |registry| registry.finish_create(id, layer, &by))
+                    .await?;
                 tracing::info!(volume = %new.name, id = %new.id, size = new.size, "created");
                 self.show_volume(&new.name).await
             }
@@ -44,12 +48,19 @@ impl Daemon {
         }
     }
 
-    fn check_create(&self, caller: Caller, request: &api::CreateVolume) -> Result<NewVolume, Error> {
+    fn check_create(
+        &self,
+        caller: Caller,
+        request: &api::CreateVolume,
+    ) -> Result<NewVolume, Error> {
         let name = request.name.clone();
         check_size(request.size).map_err(Error::volume(&name))?;
         let sector_size = UnitSize::try_from(request.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE))
             .map_err(|error| Error::BadRequest(error.to_string()))?;
-        let key = request.key.as_deref().map_or_else(|| Ok(KeyRef::default()), str::parse)?;
+        let key = request
+            .key
+            .as_deref()
+            .map_or_else(|| Ok(KeyRef::default()), str::parse)?;
         self.keys.check(&key)?;
         let backing = match &request.backing {
             None => Backing::State,
@@ -78,11 +89,18 @@ impl Daemon {
         let (Backing::Directory(path) | Backing::Device(path)) = backing else {
             return Ok(());
         };
-        let configured = self.config.backing.iter().any(|root| path.starts_with(root));
+        let configured = self
+            .config
+            .backing
+            .iter()
+            .any(|root| path.starts_with(root));
         if configured || self.config.rights.hold(caller, Right::Administer) {
             Ok(())
         } else {
-            Err(Error::BackingNotAllowed { path: path.clone(), uid: caller.uid })
+            Err(Error::BackingNotAllowed {
+                path: path.clone(),
+                uid: caller.uid,
+            })
         }
     }
 
@@ -93,7 +111,11 @@ impl Daemon {
         place: &Place,
     ) -> Result<WrappedBy, Error> {
         let context = context(new.id, new.data_key, new.sector_size);
-        let subject = Subject { id: new.id, name: new.name.clone(), context };
+        let subject = Subject {
+            id: new.id,
+            name: new.name.clone(),
+            context,
+        };
         let wrapped = self.keys.generate(caller, &subject, &new.key).await?;
         let by = WrappedBy {
             provider: new.key.provider().to_owned(),
@@ -128,7 +150,11 @@ impl Daemon {
             return;
         }
         let id = new.id;
-        if let Err(error) = self.registry.call(move |registry| registry.forget(id)).await {
+        if let Err(error) = self
+            .registry
+            .call(move |registry| registry.forget(id))
+            .await
+        {
             tracing::warn!(volume = %new.name, %error, "the failed creation stays registered for now");
         }
     }

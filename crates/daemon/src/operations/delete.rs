@@ -27,19 +27,32 @@ impl Daemon {
             return Err(Error::Attached(name));
         }
         let place = Place::of(&row.backing, row.top, &self.state.layers());
-        let operation = if request.shred { Operation::Shred } else { Operation::Delete };
+        let operation = if request.shred {
+            Operation::Shred
+        } else {
+            Operation::Delete
+        };
         self.record_delete(caller, &row, operation).await?;
         if request.shred {
             let directory = place.directory().map_err(Error::store(&name))?;
-            destroy_keys(&directory).await.map_err(Error::volume(&name))?;
+            destroy_keys(&directory)
+                .await
+                .map_err(Error::volume(&name))?;
         }
         let id = row.id;
-        self.registry.call(move |registry| registry.begin_delete(id)).await?;
+        self.registry
+            .call(move |registry| registry.begin_delete(id))
+            .await?;
         place.remove().await.map_err(Error::store(&name))?;
-        self.registry.call(move |registry| registry.forget(id)).await?;
+        self.registry
+            .call(move |registry| registry.forget(id))
+            .await?;
         self.failures.clear(name.as_str());
         tracing::info!(volume = %name, %id, shredded = request.shred, "deleted");
-        Ok(api::Deleted { name, shredded: request.shred })
+        Ok(api::Deleted {
+            name,
+            shredded: request.shred,
+        })
     }
 
     async fn record_delete(
@@ -55,6 +68,9 @@ impl Daemon {
             ..Record::of(operation, caller)
         };
         let written = self.audit.append(record).await;
-        written.map_err(|source| Error::Audit { path: self.audit.path().to_owned(), source })
+        written.map_err(|source| Error::Audit {
+            path: self.audit.path().to_owned(),
+            source,
+        })
     }
 }

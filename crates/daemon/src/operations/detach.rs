@@ -30,7 +30,9 @@ impl Daemon {
         }
         self.failures.clear(name.as_str());
         let id = row.id;
-        self.registry.call(move |registry| registry.set_detached(id)).await?;
+        self.registry
+            .call(move |registry| registry.set_detached(id))
+            .await?;
         tracing::info!(volume = %name, "detached");
         self.show_volume(&name).await
     }
@@ -45,7 +47,10 @@ impl Daemon {
         if force {
             export.begin_drain();
         } else {
-            let clients = |count| Error::ClientsConnected { name: name.clone(), count };
+            let clients = |count| Error::ClientsConnected {
+                name: name.clone(),
+                count,
+            };
             export.begin_drain_unused().map_err(clients)?;
         }
         export.idle().await;

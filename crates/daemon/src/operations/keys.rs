@@ -23,12 +23,20 @@ impl Daemon {
     pub(crate) async fn list_keys(&self, provider: Option<&str>) -> Result<api::KeyList, Error> {
         let providers: Vec<String> = match provider {
             Some(name) => vec![name.to_owned()],
-            None => self.keys.providers().map(|provider| provider.name.clone()).collect(),
+            None => self
+                .keys
+                .providers()
+                .map(|provider| provider.name.clone())
+                .collect(),
         };
         let mut keys = Vec::new();
         for provider in providers {
             let listed = self.keys.list(&provider).await?;
-            keys.extend(listed.iter().map(|description| described(&provider, description)));
+            keys.extend(
+                listed
+                    .iter()
+                    .map(|description| described(&provider, description)),
+            );
         }
         keys.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(api::KeyList { keys })
@@ -45,7 +53,10 @@ fn described(provider: &str, description: &KeyDescription) -> api::Key {
     api::Key {
         key: format!("{provider}:{}", description.name),
         key_id: description.key_id.clone(),
-        version: description.versions.last().map_or(0, |version| version.version),
+        version: description
+            .versions
+            .last()
+            .map_or(0, |version| version.version),
         state: match description.state {
             KeyState::Enabled => "enabled",
             KeyState::Disabled => "disabled",

@@ -60,8 +60,12 @@ mod tests {
 
     #[test]
     fn contexts_name_volume_data_key_and_parameters() {
-        let volume: VolumeId = "00112233-4455-4677-8899-aabbccddeeff".parse().expect("an id");
-        let data_key: DataKeyId = "ffeeddcc-bbaa-4988-a766-554433221100".parse().expect("an id");
+        let volume: VolumeId = "00112233-4455-4677-8899-aabbccddeeff"
+            .parse()
+            .expect("an id");
+        let data_key: DataKeyId = "ffeeddcc-bbaa-4988-a766-554433221100"
+            .parse()
+            .expect("an id");
         let of = |sector_size| context(volume, data_key, sector_size);
         let context = of(UnitSize::B4096);
         assert_eq!(context.len(), 3);
@@ -69,7 +73,11 @@ mod tests {
         assert_eq!(context["sealvol:data-key"], data_key.to_string());
         let params = &context["sealvol:params"];
         assert_eq!(params.len(), 64);
-        assert!(params.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)));
+        assert!(
+            params
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        );
         assert_ne!(*params, of(UnitSize::B512)["sealvol:params"]);
     }
 }

@@ -3,13 +3,12 @@
 //!
 //! What no registry row names is never touched: it may be all that is left of a lost registry.
 
-use std::sync::Arc;
-
 use futures_util::StreamExt as _;
 use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::Service;
 
+use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::place::Place;
@@ -39,7 +38,9 @@ impl Daemon {
         let place = Place::of(&row.backing, row.top, &self.state.layers());
         place.remove().await.map_err(Error::store(&row.name))?;
         let id = row.id;
-        self.registry.call(move |registry| registry.forget(id)).await?;
+        self.registry
+            .call(move |registry| registry.forget(id))
+            .await?;
         tracing::info!(volume = %row.name, state = ?row.state, "cleaned up after an interruption");
         Ok(())
     }
@@ -59,7 +60,7 @@ impl Daemon {
                 Ok(key) => tracing::info!(%key, "made the first key of the embedded key service"),
                 Err(error) => {
                     tracing::error!(provider = provider.name, %error, "no first key");
-                    self.failures.set(&provider.name, error.to_string());
+                    self.failures.set(&provider.name, reply::in_words(&error));
                 }
             }
         }
@@ -70,18 +71,26 @@ impl Daemon {
     ///
     /// # Errors
     /// When the registry cannot be read.
-    pub(crate) async fn attach_all_again(self: &Arc<Self>) -> Result<(), Error> {
+    pub(crate) async fn attach_all_again(&self) -> Result<(), Error> {
         let rows = self.registry.call(|registry| registry.volumes()).await?;
         let attached = rows.into_iter().filter(|row| row.attached.is_some());
         let tasks = attached.map(|row| self.attach_again_or_tell(row.name));
-        futures_util::stream::iter(tasks).buffer_unordered(AT_ONCE).collect::<Vec<_>>().await;
+        futures_util::stream::iter(tasks)
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
         Ok(())
     }
 
     async fn attach_again_or_tell(&self, name: VolumeName) {
+        // An operation like any other: a stop waits for those that have begun, the rest stay as
+        // they are registered.
+        let Ok(_leave) = self.leave().await else {
+            return;
+        };
         if let Err(error) = self.attach_again(name.clone()).await {
             tracing::error!(volume = %name, %error, "cannot be attached again");
-            self.failures.set(name.as_str(), crate::control::reply::in_words(&error));
+            self.failures.set(name.as_str(), reply::in_words(&error));
         }
     }
 }

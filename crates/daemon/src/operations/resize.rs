@@ -24,24 +24,40 @@ impl Daemon {
         let size = request.size;
         check_size(size).map_err(Error::volume(&name))?;
         if size < row.size {
-            let shrink = VolumeError::Shrink { asked: size, size: row.size };
+            let shrink = VolumeError::Shrink {
+                asked: size,
+                size: row.size,
+            };
             return Err(Error::volume(&name)(shrink));
         }
         match self.exports.get(name.as_str()) {
-            Some(export) => export.volume.grow(size).await.map_err(Error::volume(&name))?,
+            Some(export) => export
+                .volume
+                .grow(size)
+                .await
+                .map_err(Error::volume(&name))?,
             None => self.lengthen(&row, size).await?,
         }
         let id = row.id;
-        self.registry.call(move |registry| registry.set_size(id, size)).await?;
+        self.registry
+            .call(move |registry| registry.set_size(id, size))
+            .await?;
         tracing::info!(volume = %name, size, "resized");
         self.show_volume(&name).await
     }
 
     async fn lengthen(&self, row: &VolumeRow, size: u64) -> Result<(), Error> {
         let place = Place::of(&row.backing, row.top, &self.state.layers());
-        let files = place.open(Access::Writable).await.map_err(Error::store(&row.name))?;
+        let files = place
+            .open(Access::Writable)
+            .await
+            .map_err(Error::store(&row.name))?;
         if files.data.len() < size {
-            files.data.grow(size).await.map_err(Error::store(&row.name))?;
+            files
+                .data
+                .grow(size)
+                .await
+                .map_err(Error::store(&row.name))?;
         }
         files.data.sync().await.map_err(Error::store(&row.name))
     }

@@ -17,7 +17,10 @@ impl Daemon {
     pub(crate) async fn show_volume(&self, name: &VolumeName) -> Result<api::Volume, Error> {
         let row = self.registered(name).await?;
         let (id, top) = (row.id, row.top);
-        let layers = self.registry.call(move |registry| registry.layers(id, top)).await?;
+        let layers = self
+            .registry
+            .call(move |registry| registry.layers(id, top))
+            .await?;
         Ok(self.describe(row, &layers))
     }
 
@@ -30,8 +33,15 @@ impl Daemon {
             }
             Ok(rows)
         });
-        let rows = rows.await?.into_iter().filter(|(row, _)| row.state == RowState::Available);
-        Ok(api::VolumeList { volumes: rows.map(|(row, layers)| self.describe(row, &layers)).collect() })
+        let rows = rows
+            .await?
+            .into_iter()
+            .filter(|(row, _)| row.state == RowState::Available);
+        Ok(api::VolumeList {
+            volumes: rows
+                .map(|(row, layers)| self.describe(row, &layers))
+                .collect(),
+        })
     }
 
     /// At most [`MAP_RUNS_MAX`] runs from `offset` on, and where the next ones begin.
@@ -41,9 +51,15 @@ impl Daemon {
         offset: u64,
     ) -> Result<api::VolumeMap, Error> {
         self.registered(name).await?;
-        let export =
-            self.exports.get(name.as_str()).ok_or_else(|| Error::NotAttached(name.clone()))?;
-        let found = export.volume.map(offset, MAP_RUNS_MAX).await.map_err(Error::volume(name))?;
+        let export = self
+            .exports
+            .get(name.as_str())
+            .ok_or_else(|| Error::NotAttached(name.clone()))?;
+        let found = export
+            .volume
+            .map(offset, MAP_RUNS_MAX)
+            .await
+            .map_err(Error::volume(name))?;
         let end = found.last().map(|run| run.offset + run.len);
         let next = end.filter(|&end| found.len() >= MAP_RUNS_MAX && end < export.volume.size());
         let runs = found.iter().map(|run| api::MapRun {
@@ -57,7 +73,10 @@ impl Daemon {
             .to_owned(),
             layer: run.layer.map(|layer| layer.to_string()),
         });
-        Ok(api::VolumeMap { runs: runs.collect(), next })
+        Ok(api::VolumeMap {
+            runs: runs.collect(),
+            next,
+        })
     }
 
     pub(crate) async fn status(&self) -> Result<api::Status, Error> {
@@ -113,7 +132,9 @@ impl Daemon {
         let wrapped_by = layers.first().map(|layer| layer.wrapped_by.clone());
         api::Volume {
             id: row.id.to_string(),
-            size: export.as_ref().map_or(row.size, |export| export.volume.size()),
+            size: export
+                .as_ref()
+                .map_or(row.size, |export| export.volume.size()),
             sector_size: match row.sector_size {
                 UnitSize::B512 => 512,
                 UnitSize::B4096 => 4096,
@@ -121,7 +142,9 @@ impl Daemon {
             state,
             created: row.created,
             key: row.key.to_string(),
-            key_id: wrapped_by.as_ref().map_or_else(String::new, |by| by.key_id.clone()),
+            key_id: wrapped_by
+                .as_ref()
+                .map_or_else(String::new, |by| by.key_id.clone()),
             key_version: wrapped_by.map_or(0, |by| by.key_version),
             backing: match row.backing {
                 Backing::State => self.state.layers(),
@@ -140,7 +163,9 @@ impl Daemon {
         api::Attachment {
             uri: uri(&row.name, &self.nbd_socket),
             read_only: export.read_only,
-            allow: attached.map(|attached| attached.allow.clone()).unwrap_or_default(),
+            allow: attached
+                .map(|attached| attached.allow.clone())
+                .unwrap_or_default(),
             attached_by: attached.map_or(0, |attached| attached.by),
             connections: export.connected(),
             access: export.volume.access_path().to_owned(),

@@ -15,13 +15,13 @@ type Result<T> = std::result::Result<T, RegistryError>;
 
 /// The registry, for the thread that owns it.
 #[derive(Debug)]
-pub struct Database {
+pub(crate) struct Database {
     connection: Connection,
 }
 
 /// A volume to be.
 #[derive(Clone, Debug)]
-pub struct NewVolume {
+pub(crate) struct NewVolume {
     /// New.
     pub id: VolumeId,
     /// Must be free.
@@ -44,11 +44,13 @@ pub struct NewVolume {
 
 impl Database {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        Ok(Self { connection: schema::open(path)? })
+        Ok(Self {
+            connection: schema::open(path)?,
+        })
     }
 
     /// All volumes, by name.
-    pub fn volumes(&mut self) -> Result<Vec<VolumeRow>> {
+    pub(crate) fn volumes(&mut self) -> Result<Vec<VolumeRow>> {
         let sql = format!("SELECT {} FROM volumes ORDER BY name", rows::VOLUME_COLUMNS);
         let mut statement = self.connection.prepare(&sql)?;
         let rows = statement.query_map([], rows::volume)?;
@@ -56,15 +58,23 @@ impl Database {
     }
 
     /// The volume of that name.
-    pub fn volume(&mut self, name: &VolumeName) -> Result<Option<VolumeRow>> {
-        let sql = format!("SELECT {} FROM volumes WHERE name = ?1", rows::VOLUME_COLUMNS);
-        let row = self.connection.query_row(&sql, [name.as_str()], rows::volume);
+    pub(crate) fn volume(&mut self, name: &VolumeName) -> Result<Option<VolumeRow>> {
+        let sql = format!(
+            "SELECT {} FROM volumes WHERE name = ?1",
+            rows::VOLUME_COLUMNS
+        );
+        let row = self
+            .connection
+            .query_row(&sql, [name.as_str()], rows::volume);
         Ok(row.optional()?)
     }
 
     /// The layers of a volume, from the top down.
-    pub fn layers(&mut self, volume: VolumeId, top: LayerId) -> Result<Vec<LayerRow>> {
-        let sql = format!("SELECT {} FROM layers WHERE volume = ?1", rows::LAYER_COLUMNS);
+    pub(crate) fn layers(&mut self, volume: VolumeId, top: LayerId) -> Result<Vec<LayerRow>> {
+        let sql = format!(
+            "SELECT {} FROM layers WHERE volume = ?1",
+            rows::LAYER_COLUMNS
+        );
         let mut statement = self.connection.prepare(&sql)?;
         let rows = statement.query_map([volume.to_string()], rows::layer)?;
         let mut left: Vec<LayerRow> = rows.collect::<rusqlite::Result<_>>()?;
@@ -79,7 +89,7 @@ impl Database {
     }
 
     /// Registers a volume in the state *creating*.
-    pub fn begin_create(&mut self, new: &NewVolume) -> Result<()> {
+    pub(crate) fn begin_create(&mut self, new: &NewVolume) -> Result<()> {
         let (backing, path) = new.backing.columns();
         let transaction = self.connection.transaction()?;
         let inserted = transaction.execute(
@@ -116,7 +126,12 @@ impl Database {
     }
 
     /// The layer is complete on disk, wrapped by that key: the volume exists from here on.
-    pub fn finish_create(&mut self, volume: VolumeId, layer: LayerId, by: &WrappedBy) -> Result<()> {
+    pub(crate) fn finish_create(
+        &mut self,
+        volume: VolumeId,
+        layer: LayerId,
+        by: &WrappedBy,
+    ) -> Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute(
             "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4 WHERE id = ?1",
@@ -130,7 +145,7 @@ impl Database {
     }
 
     /// The files of the volume are about to go.
-    pub fn begin_delete(&mut self, volume: VolumeId) -> Result<()> {
+    pub(crate) fn begin_delete(&mut self, volume: VolumeId) -> Result<()> {
         self.connection.execute(
             "UPDATE volumes SET state = 'deleting', attached = 0 WHERE id = ?1",
             [volume.to_string()],
@@ -139,7 +154,7 @@ impl Database {
     }
 
     /// The files of the volume are gone, or were never complete: forget it.
-    pub fn forget(&mut self, volume: VolumeId) -> Result<()> {
+    pub(crate) fn forget(&mut self, volume: VolumeId) -> Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute("DELETE FROM layers WHERE volume = ?1", [volume.to_string()])?;
         transaction.execute("DELETE FROM volumes WHERE id = ?1", [volume.to_string()])?;
@@ -147,7 +162,7 @@ impl Database {
     }
 
     /// The volume is attached so, also after a restart, until it is detached.
-    pub fn set_attached(&mut self, volume: VolumeId, attached: &Attached) -> Result<()> {
+    pub(crate) fn set_attached(&mut self, volume: VolumeId, attached: &Attached) -> Result<()> {
         let allow = serde_json::to_string(&attached.allow).unwrap_or_else(|_| "[]".to_owned());
         self.connection.execute(
             "UPDATE volumes SET attached = 1, read_only = ?2, allow = ?3, attached_by = ?4
@@ -158,14 +173,16 @@ impl Database {
     }
 
     /// The volume is not attached any more.
-    pub fn set_detached(&mut self, volume: VolumeId) -> Result<()> {
-        self.connection
-            .execute("UPDATE volumes SET attached = 0 WHERE id = ?1", [volume.to_string()])?;
+    pub(crate) fn set_detached(&mut self, volume: VolumeId) -> Result<()> {
+        self.connection.execute(
+            "UPDATE volumes SET attached = 0 WHERE id = ?1",
+            [volume.to_string()],
+        )?;
         Ok(())
     }
 
     /// The volume is to have this size; it never becomes smaller.
-    pub fn set_size(&mut self, volume: VolumeId, size: u64) -> Result<()> {
+    pub(crate) fn set_size(&mut self, volume: VolumeId, size: u64) -> Result<()> {
         self.connection.execute(
             "UPDATE volumes SET size = max(size, ?2) WHERE id = ?1",
             params![volume.to_string(), signed(size)?],
@@ -175,7 +192,7 @@ impl Database {
 
     /// From now on a superblock of the layer below `generation`, and another key than the one of
     /// `commitment`, are refused.
-    pub fn pin(
+    pub(crate) fn pin(
         &mut self,
         layer: LayerId,
         generation: u64,
@@ -197,7 +214,7 @@ impl Database {
     }
 
     /// Records a failed sync (rule R6). The first one stays: it is the one that lost something.
-    pub fn record_loss(&mut self, layer: LayerId, loss: &str) -> Result<()> {
+    pub(crate) fn record_loss(&mut self, layer: LayerId, loss: &str) -> Result<()> {
         self.connection.execute(
             "UPDATE volumes SET loss = coalesce(loss, ?2)
              WHERE id = (SELECT volume FROM layers WHERE id = ?1)",
@@ -207,9 +224,23 @@ impl Database {
     }
 
     /// The operator accepts the loss.
-    pub fn accept_loss(&mut self, volume: VolumeId) -> Result<()> {
-        self.connection
-            .execute("UPDATE volumes SET loss = NULL WHERE id = ?1", [volume.to_string()])?;
+    pub(crate) fn accept_loss(&mut self, volume: VolumeId) -> Result<()> {
+        self.connection.execute(
+            "UPDATE volumes SET loss = NULL WHERE id = ?1",
+            [volume.to_string()],
+        )?;
         Ok(())
     }
+
+    /// Moves everything into the database file and empties its log.
+    pub(crate) fn checkpoint(&mut self) -> Result<()> {
+        let done = self
+            .connection
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        Ok(done?)
+    }
 }
+
+#[cfg(test)]
+#[path = "database_tests.rs"]
+mod tests;

@@ -21,8 +21,8 @@ use std::sync::mpsc;
 use thiserror::Error;
 use tokio::sync::oneshot;
 
-pub use database::{Database, NewVolume};
-pub use rows::{Attached, Backing, LayerRow, RowState, VolumeRow, WrappedBy};
+pub(crate) use database::{Database, NewVolume};
+pub(crate) use rows::{Attached, Backing, LayerRow, RowState, VolumeRow, WrappedBy};
 
 /// Why the registry cannot be read or written.
 #[derive(Debug, Error)]
@@ -57,7 +57,7 @@ pub enum RegistryError {
 
 /// A handle to the registry; clones are the same one.
 #[derive(Clone)]
-pub struct Registry {
+pub(crate) struct Registry {
     calls: mpsc::Sender<Call>,
 }
 
@@ -68,7 +68,7 @@ impl Registry {
     ///
     /// # Errors
     /// When the file is damaged, another program's, or a later version's.
-    pub fn open(path: &Path) -> Result<Self, RegistryError> {
+    pub(crate) fn open(path: &Path) -> Result<Self, RegistryError> {
         let mut database = Database::open(path)?;
         let (calls, queue) = mpsc::channel::<Call>();
         std::thread::Builder::new()
@@ -84,7 +84,7 @@ impl Registry {
     ///
     /// # Errors
     /// Those of `work`, and [`RegistryError::Closed`].
-    pub async fn call<T: Send + 'static>(
+    pub(crate) async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Database) -> Result<T, RegistryError> + Send + 'static,
     ) -> Result<T, RegistryError> {

@@ -13,7 +13,7 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 /// How far a volume has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowState {
+pub(crate) enum RowState {
     /// Its layers may be incomplete.
     Creating,
     /// Complete.
@@ -24,7 +24,7 @@ pub enum RowState {
 
 /// Where the ciphertext of a volume is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Backing {
+pub(crate) enum Backing {
     /// Below the state directory.
     State,
     /// Below another directory.
@@ -35,7 +35,7 @@ pub enum Backing {
 
 /// A volume as registered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VolumeRow {
+pub(crate) struct VolumeRow {
     /// For its whole life.
     pub id: VolumeId,
     /// Unique.
@@ -62,7 +62,7 @@ pub struct VolumeRow {
 
 /// How a volume is attached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
+pub(crate) struct Attached {
     /// Writes are refused.
     pub read_only: bool,
     /// User ids that may open the export.
@@ -73,7 +73,7 @@ pub struct Attached {
 
 /// What wraps a data key, as the provider resolved it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WrappedBy {
+pub(crate) struct WrappedBy {
     /// A configured provider.
     pub provider: String,
     /// The provider's lasting id of the key.
@@ -84,7 +84,7 @@ pub struct WrappedBy {
 
 /// A layer as registered: what `volume` takes as pins, and what its key is unwrapped with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerRow {
+pub(crate) struct LayerRow {
     /// Names its directory too.
     pub id: LayerId,
     /// The volume it belongs to.
@@ -110,7 +110,11 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     let attached = if row.get::<_, bool>(10)? {
         let allow: String = row.get(12)?;
         let allow = serde_json::from_str(&allow).map_err(|error| invalid(12, error))?;
-        Some(Attached { read_only: row.get(11)?, allow, by: row.get(13)? })
+        Some(Attached {
+            read_only: row.get(11)?,
+            allow,
+            by: row.get(13)?,
+        })
     } else {
         None
     };
@@ -147,7 +151,9 @@ pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
     Ok(LayerRow {
         id: parsed(row, 0)?,
         volume: parsed(row, 1)?,
-        parent: parent.map(|text| text.parse().map_err(|e| invalid(2, e))).transpose()?,
+        parent: parent
+            .map(|text| text.parse().map_err(|e| invalid(2, e)))
+            .transpose()?,
         data_key: parsed(row, 3)?,
         wrapped_by: WrappedBy {
             provider: row.get(4)?,
@@ -190,7 +196,10 @@ fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {
-    row.get_ref(column)?.as_str()?.parse().map_err(|error| invalid(column, error))
+    row.get_ref(column)?
+        .as_str()?
+        .parse()
+        .map_err(|error| invalid(column, error))
 }
 
 fn invalid(

@@ -86,7 +86,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
         }
         (APPLICATION_ID, VERSION) => {}
         (APPLICATION_ID, found) => {
-            return Err(RegistryError::NewerSchema { path: path.to_owned(), found });
+            return Err(RegistryError::NewerSchema {
+                path: path.to_owned(),
+                found,
+            });
         }
         _ => return Err(RegistryError::Foreign(path.to_owned())),
     }
