@@ -142,6 +142,14 @@ impl Database {
 
     /// The row of `meta`; `None` if the file is still empty.
     pub(super) fn meta(&self) -> Result<Option<Meta>, Refusal> {
+        // One view for all it looks at: else a file that another child makes a database of
+        // meanwhile looks like none of ours.
+        let _view = Transaction::new_unchecked(&self.connection, TransactionBehavior::Deferred)
+            .map_err(|error| self.fault(error))?;
+        self.meta_in_transaction()
+    }
+
+    fn meta_in_transaction(&self) -> Result<Option<Meta>, Refusal> {
         let id: i64 = self
             .connection
             .query_row("PRAGMA application_id", [], |row| row.get(0))
@@ -185,7 +193,7 @@ impl Database {
         seal: impl FnOnce() -> Result<Meta, Refusal>,
     ) -> Result<(), Refusal> {
         let transaction = self.write()?;
-        if self.meta()?.is_some() {
+        if self.meta_in_transaction()?.is_some() {
             return Ok(());
         }
         let meta = seal()?;

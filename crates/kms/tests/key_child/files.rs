@@ -429,7 +429,7 @@ async fn a_damaged_database_is_refused_and_no_child_panics() {
 
 #[tokio::test]
 async fn two_children_that_make_the_same_key_at_once_make_one() {
-    for _ in 0..5 {
+    for _ in 0..20 {
         let place = Place::empty();
         let attempts = tokio::join!(
             place.create_key("default"),
