@@ -8,6 +8,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustix::io::Errno;
+
 /// What was asked of a store or directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
@@ -123,7 +125,7 @@ pub enum StoreError {
     },
 
     /// The operating system refused or failed, for a reason without a variant of its own.
-    #[error("{at}: {source}; look in the kernel log for the cause")]
+    #[error("{at}: {source}; {}", next_step(source))]
     Io {
         /// Where.
         at: Box<Place>,
@@ -268,6 +270,17 @@ impl StoreError {
             at,
             source: Arc::new(source),
         }
+    }
+}
+
+/// What to do about an error of the system.
+fn next_step(source: &io::Error) -> &'static str {
+    match source.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::ACCESS | Errno::PERM) => "check the owner and mode of the file and its folders",
+        Some(Errno::MFILE) => "raise the daemon's limit of open files (LimitNOFILE=)",
+        Some(Errno::NFILE) => "raise the host's limit of open files (fs.file-max)",
+        Some(Errno::NOTDIR) => "check the path",
+        _ => "look in the kernel log for the cause",
     }
 }
 

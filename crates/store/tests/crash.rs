@@ -58,13 +58,18 @@ fn bytes_of_sectors(content: &[u8]) -> Vec<u8> {
     content.chunks(SECTOR_LEN).map(of_sector).collect()
 }
 
+/// Nothing but a proof for the compiler: whoever tests on many threads needs it.
+fn sendable<T: Send>(future: T) -> T {
+    future
+}
+
 /// What each of many seeds leaves of the same unsynced work.
 fn after_crashes(work: impl Fn(&FaultDisk, &FaultStore)) -> Vec<Vec<u8>> {
     (0..200)
         .map(|seed| {
             let (disk, store) = disk_with(1);
             work(&disk, &store);
-            block_on(disk.crash(seed)).unwrap();
+            block_on(sendable(disk.crash(seed))).unwrap();
             bytes_of_sectors(&read(&reopen(&disk)))
         })
         .collect()

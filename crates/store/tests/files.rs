@@ -7,7 +7,9 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::pin::pin;
 use std::process::{Command, Stdio};
+use std::task::{Context, Poll, Waker};
 
 use device::{LoopDevice, SmallFileSystem, disk_folder, is_root, memory_folder};
 use futures_executor::block_on;
@@ -242,6 +244,45 @@ fn a_size_that_the_file_system_cannot_hold_is_refused_with_its_limit() {
     assert_eq!(store.len(), limit);
 }
 
+#[test]
+fn what_need_not_wait_is_ready_at_once() {
+    fn ready<F: Future>(future: F) -> F::Output {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => output,
+            Poll::Pending => panic!("it went to another thread"),
+        }
+    }
+    for folder in [memory_folder(), disk_folder()] {
+        let directory = FileDirectory::open(folder.path()).unwrap();
+        let store = block_on(directory.create("data", MIB)).unwrap();
+        let in_memory = store.access() == "plain calls inline (memory file system)";
+        if !in_memory && !store.access().contains("cached reads and writes inline") {
+            writeln!(
+                std::io::stderr(),
+                "NO LOCAL DISK: {} at {:?}",
+                store.access(),
+                folder.path()
+            )
+            .unwrap();
+            continue;
+        }
+        let buf = IoBuf::copy_of(&[3; 65536]);
+        let address = buf.as_ptr().addr();
+        let (buf, written) = ready(store.write_at(buf, 4096, Durability::Volatile));
+        written.unwrap();
+        let (buf, was_read) = ready(store.read_at(buf, 4096));
+        was_read.unwrap();
+        assert!(buf[..] == [3; 65536]);
+        assert_eq!(buf.as_ptr().addr(), address, "the same memory comes back");
+        if in_memory {
+            ready(store.sync()).unwrap();
+            ready(store.write_at(buf, 0, Durability::Durable))
+                .1
+                .unwrap();
+        }
+    }
+}
+
 /// A full store: whatever was written stays, and it goes on when there is space again.
 fn meets_a_full_store_and_goes_on(directory: &impl Directory) {
     let store = block_on(directory.create("data", 4 * MIB)).unwrap();
@@ -422,6 +463,11 @@ fn messages_name_the_file_the_cause_and_the_next_step() {
             "{}: cannot open: no such file; check the name, and that the store is mounted",
             path.display()
         )
+    );
+    let not_a_directory = FileDirectory::open("/dev/null").err().unwrap();
+    assert_eq!(
+        not_a_directory.to_string(),
+        "/dev/null: cannot open: Not a directory (os error 20); check the path"
     );
     File::create(&path).unwrap().write_all(&[0; 512]).unwrap();
     let store = block_on(directory.open("data", Access::Writable)).unwrap();

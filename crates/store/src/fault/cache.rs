@@ -13,17 +13,13 @@ use std::ops::Range;
 
 use super::extents::{Extents, covered, touched};
 use super::journal::Covers;
+use super::platter::{self, Content, index};
 use super::random::Random;
 use super::{SECTOR, SECTOR_LEN};
-use crate::{Durability, IoBuf, Store, StoreError};
+use crate::{Store, StoreError};
 
 /// A punch tears into at most this many pieces.
 const PUNCH_PIECES: u64 = 8;
-/// The platter is written in runs of up to this many sectors.
-const RUN_SECTORS: usize = 128;
-
-/// One sector; `None` is zeros.
-type Content = Option<Box<[u8; SECTOR_LEN]>>;
 
 /// What is not durable of one file, and what space it takes.
 pub(super) struct Cache {
@@ -102,7 +98,7 @@ impl Cache {
         to: &mut [u8],
     ) -> Result<(), StoreError> {
         let end = offset + to.len() as u64;
-        read_platter(platter, offset, to).await?;
+        platter::read(platter, offset, to).await?;
         for (_, change) in &self.ranges {
             if let RangeChange::Punch(punched) = change {
                 let (from, past) = (punched.start.max(offset), punched.end.min(end));
@@ -253,7 +249,7 @@ impl Cache {
                 targets.push((sector, entry.versions[newest].1.clone()));
             } else if is_in(sector, &punched) {
                 // What is durable of it is newer than the punch, which must not reach it.
-                targets.push((sector, platter_sector(platter, sector).await?));
+                targets.push((sector, platter::read_sector(platter, sector).await?));
             }
         }
         for (_, change) in &durable {
@@ -304,7 +300,7 @@ impl Cache {
         let punches: Vec<Range<u64>> = self.punches().cloned().collect();
         for (&sector, entry) in &mut self.sectors {
             entry.shown = match is_in(sector, &punches) {
-                true => Some(platter_sector(platter, sector).await?),
+                true => Some(platter::read_sector(platter, sector).await?),
                 false => None,
             };
         }
@@ -325,7 +321,7 @@ impl Cache {
         for (sector, entry) in std::mem::take(&mut self.sectors) {
             let mut versions = entry.versions;
             let content = if versions.is_empty() || !random.chance(bias, 8) {
-                platter_sector(platter, sector).await?
+                platter::read_sector(platter, sector).await?
             } else if random.chance(1, 2) {
                 versions.pop().expect("one at least").1
             } else {
@@ -375,39 +371,21 @@ impl Cache {
         }
     }
 
-    /// Writes sectors (ascending) to the platter as far as it reaches, in runs.
+    /// Writes sectors (ascending) to the platter as far as it reaches.
     async fn write_platter(
         &mut self,
         platter: &impl Store,
         targets: Vec<(u64, Content)>,
     ) -> Result<(), StoreError> {
-        let end = platter.len();
-        let follows = |a: &(u64, Content), b: &(u64, Content)| a.0 + 1 == b.0;
-        for run in targets
-            .chunk_by(follows)
-            .flat_map(|run| run.chunks(RUN_SECTORS))
+        let reached = platter.len().div_ceil(SECTOR);
+        for (sector, _) in targets
+            .iter()
+            .filter(|(at, data)| *at < reached && data.is_some())
         {
-            let start = run[0].0 * SECTOR;
-            let mut buf = IoBuf::for_overwrite(run.len() * SECTOR_LEN);
-            for ((_, content), to) in run.iter().zip(buf.chunks_mut(SECTOR_LEN)) {
-                match content {
-                    Some(bytes) => to.copy_from_slice(&**bytes),
-                    None => to.fill(0),
-                }
-            }
-            buf.truncate(index(end.saturating_sub(start).min(buf.len() as u64)));
-            if buf.is_empty() {
-                continue;
-            }
-            for (sector, content) in run {
-                if content.is_some() {
-                    self.allocated_durable
-                        .insert(touched(sector * SECTOR, SECTOR));
-                }
-            }
-            platter.write_at(buf, start, Durability::Volatile).await.1?;
+            self.allocated_durable
+                .insert(touched(sector * SECTOR, SECTOR));
         }
-        Ok(())
+        platter::write(platter, &targets).await
     }
 
     /// The entry of a sector that is about to get a new version.
@@ -473,31 +451,4 @@ fn torn(range: &Range<u64>, random: &mut Random) -> Vec<Range<u64>> {
     cuts.extend([range.start, range.end]);
     cuts.sort_unstable();
     cuts.windows(2).map(|pair| pair[0]..pair[1]).collect()
-}
-
-/// What is durable of a sector.
-async fn platter_sector(platter: &impl Store, sector: u64) -> Result<Content, StoreError> {
-    let mut bytes = Box::new([0; _]);
-    read_platter(platter, sector * SECTOR, &mut *bytes).await?;
-    Ok(Some(bytes).filter(|bytes| bytes.iter().any(|&byte| byte != 0)))
-}
-
-/// Reads what is durable; zeros beyond its end.
-async fn read_platter(platter: &impl Store, offset: u64, to: &mut [u8]) -> Result<(), StoreError> {
-    let there = platter.len().saturating_sub(offset).min(to.len() as u64);
-    let (there, beyond) = to.split_at_mut(index(there));
-    beyond.fill(0);
-    if !there.is_empty() {
-        let (buf, result) = platter
-            .read_at(IoBuf::for_overwrite(there.len()), offset)
-            .await;
-        result?;
-        there.copy_from_slice(&buf);
-    }
-    Ok(())
-}
-
-/// A distance within a buffer.
-fn index(within_buffer: u64) -> usize {
-    usize::try_from(within_buffer).expect("no longer than the buffer")
 }

@@ -24,6 +24,10 @@
 //! cut every operation on every handle fails with
 //! [`StoreError::PowerLost`](crate::StoreError::PowerLost), for ever: open again after the restart.
 //!
+//! To stop at every point of some work: do it once and count ([`FaultDisk::changes`]); then, for
+//! each `n` up to that count, do it on a new disk with `cut_power_at(n)`, restart it with a few
+//! seeds, open, and look.
+//!
 //! ```
 //! use sealvol_store::fault::{FaultDisk, When, Fault, Failure};
 //! use sealvol_store::{Directory, Operation, Store};
@@ -49,6 +53,7 @@ mod gate;
 mod journal;
 mod namespace;
 mod plan;
+mod platter;
 mod random;
 mod store;
 
