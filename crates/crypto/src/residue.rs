@@ -206,3 +206,68 @@ fn clear_registers() {
 /// Elsewhere only the stack is cleared: there is no list of registers to go by.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn clear_registers() {}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    //! The vector registers, which no search of memory sees.
+
+    use super::*;
+
+    type Registers = [[u8; 64]; 32];
+
+    /// Fills all 32 registers with ones, calls `between`, and gives what they hold then.
+    #[target_feature(enable = "avx512f")]
+    fn registers_after(between: extern "C" fn()) -> Registers {
+        let mut registers: Registers = [[0; 64]; 32];
+        // SAFETY: writes 32 times 64 bytes to an array of that size. The call obeys the C ABI: the
+        // stack pointer is aligned and the red zone skipped first, rbx and r12 are preserved by
+        // the callee, and all that it may change is in the clobber list.
+        unsafe {
+            std::arch::asm!(
+                "mov r12, rsp",
+                "sub rsp, 256",
+                "and rsp, -64",
+                ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+                "vpternlogd zmm\\n, zmm\\n, zmm\\n, 255",
+                ".endr",
+                "call {between}",
+                ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+                "vmovdqu64 [r13 + \\n * 64], zmm\\n",
+                ".endr",
+                "mov rsp, r12",
+                between = in(reg) between,
+                in("r13") registers.as_mut_ptr(),
+                out("r12") _,
+                clobber_abi("C"),
+            );
+        }
+        registers
+    }
+
+    extern "C" fn nothing() {}
+
+    extern "C" fn clear() {
+        clear_residue();
+    }
+
+    #[test]
+    fn vector_registers_hold_nothing_once_the_residue_is_cleared() {
+        if !std::is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        // SAFETY: the processor and the system have AVX-512F.
+        let [before, after] = unsafe { [registers_after(nothing), registers_after(clear)] };
+        assert!(
+            before.iter().all(|register| *register == [0xff; 64]),
+            "the control"
+        );
+        assert!(after.iter().all(|register| *register == [0; 64]));
+    }
+
+    #[test]
+    fn a_panic_behind_the_boundary_is_passed_on() {
+        let work = || with_cleared_residue(|| -> () { panic!("inside") });
+        let panic = std::panic::catch_unwind(work).expect_err("a panic");
+        assert_eq!(panic.downcast_ref(), Some(&"inside"));
+    }
+}
