@@ -1,7 +1,7 @@
 //! From a request to a reply: the one place where NBD meets a volume, and where a volume's errors become errnos.
 //!
 //! Always: a reply is pushed whole. A READ whose reply can't be taken back once it has begun (a simple one, or one
-//! that may not be split) is begun only when all its data is there. CACHE never decrypts: a volume has no plaintext cache.
+//! that may not be split) is begun only when all its data is there, unless it is so long that it is streamed. CACHE never decrypts: a volume has no plaintext cache.
 //! Never: a range check; the gate of `sealvol_nbd` has made it, and the volume makes its own.
 
 use std::rc::Rc;
@@ -16,6 +16,9 @@ use crate::exports::Export;
 
 /// A longer read is made in pieces of this size, so that the first is sent while the next is read.
 const READ_PIECE: u64 = 256 * 1024;
+/// A reply that can't be split is begun when all its data is there, so that a failure is an error reply; beyond this
+/// length it is streamed, and a failure can only close the connection.
+pub(crate) const READ_WHOLE_MAX: usize = 1 << 20;
 
 /// Why a request failed, as the client is told.
 #[derive(Debug)]
@@ -68,7 +71,10 @@ pub(crate) async fn answer(export: &Export, session: &Session, outbox: &Outbox, 
         Command::Read { df } if session.structured && !df => {
             return read_split(export, session, outbox, request).await;
         }
-        Command::Read { .. } => return read_whole(export, session, outbox, request).await,
+        Command::Read { .. } if request.length as usize <= READ_WHOLE_MAX => {
+            return read_whole(export, session, outbox, request).await;
+        }
+        Command::Read { .. } => return read_streamed(export, session, outbox, request).await,
         Command::BlockStatus { .. } => {
             return block_status(export, session, outbox, request).await;
         }
@@ -166,19 +172,57 @@ async fn read_whole(export: &Export, session: &Session, outbox: &Outbox, request
         outbox.push(|out| reply::offset_hole(out, cookie, offset, request.length, true));
         return;
     }
-    outbox.push(|out| {
-        if session.structured {
-            reply::offset_data_header(out, cookie, offset, request.length, true);
-        } else {
-            reply::read_simple_header(out, cookie);
-        }
-    });
+    outbox.push(|out| read_header(out, session, &request));
     for data in pieces {
         if data.bytes().is_some() {
             outbox.push_read(&data, 0..data.len());
         } else {
             outbox.push(|out| out.resize(out.len() + data.len(), 0));
         }
+    }
+}
+
+/// The same for a long READ, in bounded memory: once its header is pushed there is no way back.
+async fn read_streamed(export: &Export, session: &Session, outbox: &Outbox, request: Request) {
+    let end = request.offset + u64::from(request.length);
+    let mut at = request.offset;
+    let mut streamed = None;
+    while at < end {
+        let next = end.min((at / READ_PIECE + 1) * READ_PIECE);
+        let data = match read(&export.volume, at, next).await {
+            Ok(data) => Rc::new(data),
+            Err(error) if streamed.is_none() => {
+                return push_error(session, outbox, request.cookie, &error);
+            }
+            Err(error) => {
+                tracing::error!(%error, "a read failed after its reply had begun: connection closed");
+                return outbox.give_up();
+            }
+        };
+        let reply = match &streamed {
+            Some(reply) => reply,
+            None => {
+                let reply = outbox.stream().await;
+                reply.push(|out| read_header(out, session, &request));
+                streamed.insert(reply)
+            }
+        };
+        if data.bytes().is_some() {
+            reply.push_read(&data, 0..data.len());
+        } else {
+            reply.push(|out| out.resize(out.len() + data.len(), 0));
+        }
+        outbox.room().await;
+        at = next;
+    }
+}
+
+/// The header of a reply whose data follows in one.
+fn read_header(out: &mut Vec<u8>, session: &Session, request: &Request) {
+    if session.structured {
+        reply::offset_data_header(out, request.cookie, request.offset, request.length, true);
+    } else {
+        reply::read_simple_header(out, request.cookie);
     }
 }
 

@@ -15,9 +15,10 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use sealvol_nbd::Transmission;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::handshake;
+use super::memory::{Held, Memory};
 use super::outbox::Outbox;
 use super::requests;
 use super::socket::{Socket, Stream};
@@ -25,8 +26,6 @@ use crate::exports::{Connected, Export, Exports, Peer};
 
 /// Requests of one connection in flight at once.
 const REQUESTS_MAX: usize = 256;
-/// Bytes of read and write requests of one connection in flight at once; one request of the largest kind always is.
-const BYTES_MAX: usize = 32 << 20;
 /// A client that does not take its last replies within this time is closed without them.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
@@ -35,11 +34,12 @@ pub(super) struct Connection {
     pub(super) exports: Arc<Exports>,
     pub(super) peer: Peer,
     pub(super) stop: watch::Receiver<bool>,
+    pub(super) memory: Arc<Memory>,
 }
 
 impl Connection {
-    /// Serves it to its end.
-    pub(super) async fn run(mut self, socket: Socket) {
+    /// Serves it to its end. The handshake ends early if the other end of `shaking` is dropped.
+    pub(super) async fn run(mut self, socket: Socket, shaking: oneshot::Receiver<()>) {
         let stream = match Stream::new(socket) {
             Ok(stream) => stream,
             Err(error) => {
@@ -50,6 +50,10 @@ impl Connection {
         let shaken = tokio::select! {
             shaken = handshake::run(&stream, &self.exports, &self.peer) => shaken,
             _ = self.stop.wait_for(|stop| *stop) => return,
+            _ = shaking => {
+                tracing::warn!(peer = %self.peer.description, "too many handshakes at once: the oldest was closed");
+                return;
+            }
         };
         let agreed = match shaken {
             Ok(Some(agreed)) => agreed,
@@ -67,6 +71,7 @@ impl Connection {
             stream,
             guard,
             Transmission::new(agreed.session),
+            self.memory,
         ));
         let writer = tokio::task::spawn_local({
             let client = Rc::clone(&client);
@@ -91,19 +96,20 @@ pub(super) struct Client {
     pub(super) gate: Transmission,
     connected: Connected,
     requests: Cell<usize>,
-    bytes: Cell<usize>,
+    held: Rc<Held>,
     ended: Notify,
 }
 
 impl Client {
-    fn new(stream: Stream, connected: Connected, gate: Transmission) -> Self {
+    fn new(stream: Stream, connected: Connected, gate: Transmission, memory: Arc<Memory>) -> Self {
+        let held = Rc::new(Held::new(memory));
         Self {
             stream,
-            outbox: Outbox::default(),
+            outbox: Outbox::new(Rc::clone(&held)),
             gate,
             connected,
             requests: Cell::new(0),
-            bytes: Cell::new(0),
+            held,
             ended: Notify::new(),
         }
     }
@@ -114,18 +120,16 @@ impl Client {
 
     /// Whether no more requests are to be begun for now.
     pub(super) fn is_crowded(&self) -> bool {
-        self.requests.get() >= REQUESTS_MAX
-            || self.bytes.get() >= BYTES_MAX
-            || self.outbox.is_crowded()
+        self.requests.get() >= REQUESTS_MAX || self.held.is_full()
     }
 
-    /// Waits until more requests can be begun.
+    /// Waits until more requests can be begun. What crowds it is its own: each request that ends and each reply
+    /// that is sent wakes it.
     pub(super) async fn room(&self) {
         while self.is_crowded() {
-            if self.outbox.is_crowded() {
-                self.outbox.room().await;
-            } else {
-                self.ended.notified().await;
+            tokio::select! {
+                () = self.ended.notified() => {}
+                () = self.outbox.progress() => {}
             }
         }
     }
@@ -143,13 +147,13 @@ impl Client {
             return;
         }
         self.requests.set(self.requests.get() + 1);
-        self.bytes.set(self.bytes.get() + bytes);
+        self.held.add(bytes);
         let client = Rc::clone(self);
         tokio::task::spawn_local(async move {
             work.await;
             sealvol_crypto::clear_residue();
             client.requests.set(client.requests.get() - 1);
-            client.bytes.set(client.bytes.get() - bytes);
+            client.held.sub(bytes);
             client.ended.notify_waiters();
             client.outbox.wake();
         });

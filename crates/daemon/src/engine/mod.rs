@@ -9,6 +9,7 @@
 //! | handshake | `handshake.rs` |
 //! | requests in: one receive, many requests | `requests.rs` |
 //! | replies out: one send, many replies | `outbox.rs` |
+//! | how much memory connections hold | `memory.rs` |
 //!
 //! Always: a request that was begun is brought to its end, whatever becomes of its client; a connection ends only
 //! when none of its requests is in flight. Key residue is cleared before a worker sleeps.
@@ -16,22 +17,29 @@
 
 mod connection;
 mod handshake;
+mod memory;
 mod outbox;
 mod requests;
 mod socket;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub(crate) use outbox::Outbox;
 pub use socket::Socket;
 
 use crate::exports::{Export, Exports, Peer};
 use connection::Connection;
+use memory::Memory;
+
+/// Handshakes of one worker at once. A client that comes when there are so many has the oldest one closed: who
+/// only connects and says nothing can't keep others out.
+const HANDSHAKES_MAX: usize = 256;
 
 /// The worker threads.
 pub struct Engine {
@@ -53,7 +61,15 @@ impl Engine {
     /// If a thread or its runtime can't be made.
     pub fn start(workers: usize, exports: &Arc<Exports>) -> io::Result<Self> {
         let (stop, _) = watch::channel(false);
-        let start = |number| start_worker(number, Arc::clone(exports), stop.subscribe());
+        let memory = Arc::new(Memory::default());
+        let start = |number| {
+            start_worker(
+                number,
+                Arc::clone(exports),
+                stop.subscribe(),
+                Arc::clone(&memory),
+            )
+        };
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
         Ok(Self {
             workers,
@@ -98,6 +114,7 @@ fn start_worker(
     number: usize,
     exports: Arc<Exports>,
     stop: watch::Receiver<bool>,
+    memory: Arc<Memory>,
 ) -> io::Result<Worker> {
     let (connections, incoming) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -108,7 +125,7 @@ fn start_worker(
         .name(format!("worker-{number}"))
         .spawn(move || {
             let tasks = tokio::task::LocalSet::new();
-            tasks.block_on(&runtime, work(incoming, exports, stop));
+            tasks.block_on(&runtime, work(incoming, exports, stop, memory));
             // Connections that still drain.
             runtime.block_on(tasks);
         })?;
@@ -122,13 +139,22 @@ async fn work(
     mut incoming: mpsc::UnboundedReceiver<(Socket, Peer)>,
     exports: Arc<Exports>,
     stop: watch::Receiver<bool>,
+    memory: Arc<Memory>,
 ) {
+    let mut handshakes: VecDeque<oneshot::Sender<()>> = VecDeque::new();
     while let Some((socket, peer)) = incoming.recv().await {
+        handshakes.retain(|handshake| !handshake.is_closed());
+        if handshakes.len() >= HANDSHAKES_MAX {
+            handshakes.pop_front();
+        }
+        let (handshake, shaking) = oneshot::channel();
+        handshakes.push_back(handshake);
         let connection = Connection {
             exports: Arc::clone(&exports),
             peer,
             stop: stop.clone(),
+            memory: Arc::clone(&memory),
         };
-        tokio::task::spawn_local(connection.run(socket));
+        tokio::task::spawn_local(connection.run(socket, shaking));
     }
 }

@@ -45,6 +45,7 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             _ = draining.wait_for(|draining| *draining) => return,
+            () = client.outbox.broke() => return,
             ready = client.stream.readable() => if ready.is_err() { return },
         }
         match intake.receive(client) {
@@ -235,10 +236,9 @@ fn begin_request(client: &Rc<Client>, bytes: &[u8]) -> Begun {
 }
 
 fn begin_other(client: &Rc<Client>, request: Request) {
-    let bytes = if matches!(request.command, Command::Read { .. }) {
-        request.length as usize
-    } else {
-        0
+    let bytes = match request.command {
+        Command::Read { .. } => export::READ_WHOLE_MAX.min(request.length as usize),
+        _ => 0,
     };
     let own = Rc::clone(client);
     client.begin(bytes, async move {
