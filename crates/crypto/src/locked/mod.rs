@@ -206,3 +206,6 @@ fn describe(error: RegionError, locked: usize) -> LockedError {
         },
     }
 }
+
+#[cfg(test)]
+mod slots;

@@ -338,6 +338,14 @@ pub(crate) struct Placed<T> {
     value: PhantomData<T>,
 }
 
+#[cfg(test)]
+impl<T> Placed<T> {
+    /// The whole slot, for types without padding.
+    pub(super) fn slot_bytes(&self) -> &[u8; SLOT_BYTES] {
+        self.slot.bytes()
+    }
+}
+
 impl<T> Deref for Placed<T> {
     type Target = T;
 
