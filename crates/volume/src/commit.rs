@@ -143,6 +143,7 @@ impl<S: Store> Volume<S> {
         let lost = |step| move |cause: VolumeError| self.loss(step, &cause);
         self.commits.lost().map_or(Ok(()), Err)?;
         self.punches.commit_begins();
+        self.host.commit_begins();
         let mut batch = self.map.copy_dirty();
         sealvol_crypto::clear_residue();
         self.data
@@ -169,6 +170,7 @@ impl<S: Store> Volume<S> {
             self.map.settle(&batch);
         }
         drop(head);
+        self.host.commit_done();
         if self.punches.commit_done() {
             let volume = Arc::clone(self);
             self.host

@@ -151,6 +151,18 @@ pub enum VolumeError {
         /// What is needed.
         expected: u64,
     },
+    /// The working state could not be written or read.
+    #[error("working state in the runtime directory: {0}; make room or mend it, then attach again")]
+    WorkingState(String),
+    /// The daemon died in this boot and what it had not brought to disk can't be found.
+    #[error(
+        "the volume was not closed, and the working state that its daemon left is not usable ({cause}): acknowledged \
+         writes may be missing; attach with --accept-loss to go on with what is on disk"
+    )]
+    WorkingStateLost {
+        /// What is wrong with it.
+        cause: String,
+    },
     /// The key service returned another key than the one that the volume was first attached with.
     #[error("the unwrapped key is not this volume's (its commitment differs): refused")]
     WrongKey,
@@ -169,7 +181,9 @@ impl VolumeError {
     #[must_use]
     pub fn fault(&self) -> Fault {
         match self {
-            Self::NoSpace | Self::Store(_) | Self::Registry(_) => Fault::Retry,
+            Self::NoSpace | Self::Store(_) | Self::Registry(_) | Self::WorkingState(_) => {
+                Fault::Retry
+            }
             Self::InvalidSize { .. }
             | Self::NewerFormat { .. }
             | Self::OutOfRange { .. }
@@ -183,6 +197,7 @@ impl VolumeError {
             | Self::RolledBack { .. }
             | Self::Tampered { .. }
             | Self::Truncated { .. }
+            | Self::WorkingStateLost { .. }
             | Self::WrongKey => Fault::Stop,
         }
     }

@@ -9,11 +9,29 @@ use std::pin::Pin;
 use sealvol_crypto::Commitment;
 
 use crate::error::{Loss, VolumeError};
+use crate::page::BlockState;
 
 /// A future without a lifetime, as the host runs it.
 pub type Task<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// Blocks that entered a state: what a commit has not brought to disk yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// First block (4096 bytes each).
+    pub first: u64,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// What they are now: never [`BlockState::Absent`].
+    pub state: BlockState,
+}
+
 /// The surroundings of a volume.
+///
+/// Two of its memories are outside the layer: the *registry*, which survives everything, and the *working state*, which
+/// dies with the page cache and not with the process (rule R8). An acknowledged write whose map entry is not on disk yet
+/// is in the working state before it is answered, so that whoever opens the volume after this process was killed, in
+/// the same boot, can take it over. The methods of the working state have defaults that remember nothing: right for a host
+/// whose processes do not die one by one.
 pub trait Host: Send + Sync + 'static {
     /// Runs a task to its end, soon, beside everything else.
     fn spawn(&self, task: Task<()>);
@@ -34,4 +52,46 @@ pub trait Host: Send + Sync + 'static {
         size: u64,
         commitment: Commitment,
     ) -> Task<Result<(), VolumeError>>;
+
+    /// Before a layer that was not closed is opened for writing: the changes, in order, that the opening with this
+    /// session number left in the working state. Nothing is forgotten by it.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::WorkingStateLost`] if that opening was in this boot and what it left is not there: acknowledged
+    /// writes may be missing, and only the operator can accept that.
+    fn adopt(&self, session: u64) -> Result<Vec<Change>, VolumeError> {
+        let _ = session;
+        Ok(Vec::new())
+    }
+
+    /// An opening for writing with this session number begins, with these changes not yet on disk. It replaces what
+    /// an earlier session left, in one step.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::WorkingState`] if that can't be written.
+    fn begin_session(&self, session: u64, changes: &[Change]) -> Result<(), VolumeError> {
+        let _ = (session, changes);
+        Ok(())
+    }
+
+    /// A change that is in the map in memory, about to be acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::WorkingState`] if there is no room; the change must be committed before it is acknowledged.
+    fn remember(&self, change: Change) -> Result<(), VolumeError> {
+        let _ = change;
+        Ok(())
+    }
+
+    /// A commit is about to copy the map: what was remembered before is in its copies.
+    fn commit_begins(&self) {}
+
+    /// What was remembered before the last [`Self::commit_begins`] is on disk.
+    fn commit_done(&self) {}
+
+    /// The layer was closed cleanly: nothing of it is to be adopted.
+    fn end_session(&self) {}
 }

@@ -20,6 +20,7 @@ use sealvol_store::{Durability, IoBuf, Store};
 
 use crate::error::{LostStep, VolumeError};
 use crate::geometry::{BLOCK, PAGE_SPAN, blocks_touched, blocks_within, by_page, index};
+use crate::host::Change;
 use crate::locks::Mode;
 use crate::map::{Prepared, Runs};
 use crate::page::BlockState;
@@ -332,15 +333,21 @@ impl<S: Store> Volume<S> {
             if needed(&self.map.resolve(blocks.clone()).await?) {
                 self.commit_if_crowded().await?;
                 let prepared = self.map.prepare(blocks.clone()).await?;
-                let _turn = self.locks.lock(blocks, Mode::Exclusive).await;
+                let turn = self.locks.lock(blocks, Mode::Exclusive).await;
+                let mut remembered = true;
                 for run in prepared.runs().iter() {
                     let range = run.first..run.first + run.blocks;
                     if run.state == BlockState::Data || hides && run.state == BlockState::Absent {
                         self.map.set(&prepared.part(&range), BlockState::Zero);
+                        remembered &= self.remember(&range, BlockState::Zero);
                     }
                     if run.state == BlockState::Data {
                         self.punches.mark(range);
                     }
+                }
+                drop(turn);
+                if !remembered {
+                    self.commit().await?;
                 }
             }
             yield_now().await;
@@ -363,6 +370,17 @@ impl<S: Store> Volume<S> {
         }
     }
 
+    /// Puts a change where it survives this process (rule R8). False: there is no room, and a commit must make it
+    /// durable before it is acknowledged. Call under the blocks' exclusive lock.
+    fn remember(&self, blocks: &Range<u64>, state: BlockState) -> bool {
+        let change = Change {
+            first: blocks.start,
+            blocks: blocks.end - blocks.start,
+            state,
+        };
+        self.host.remember(change).is_ok()
+    }
+
     /// Bounds what is dirty in memory: a client that never flushes meets a commit all the same.
     async fn commit_if_crowded(self: &Arc<Self>) -> Result<(), VolumeError> {
         if self.map.wants_commit() {
@@ -372,7 +390,7 @@ impl<S: Store> Volume<S> {
         }
     }
 
-    fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
+    pub(crate) fn check_range(&self, offset: u64, len: u64) -> Result<(), VolumeError> {
         let end = offset.saturating_add(len);
         if end > self.size() {
             return Err(VolumeError::OutOfRange {
@@ -469,7 +487,7 @@ impl<S: Store> PreparedWrite<S> {
         prepared: &Prepared,
     ) -> Result<bool, VolumeError> {
         let volume = Arc::clone(&self.volume);
-        let _turn = volume.locks.lock(blocks.clone(), Mode::Exclusive).await;
+        let turn = volume.locks.lock(blocks.clone(), Mode::Exclusive).await;
         let runs = prepared.runs();
         let (offset, bytes) = if self.sealed {
             self.pad_sealed(&runs)
@@ -484,6 +502,10 @@ impl<S: Store> PreparedWrite<S> {
         if !runs.all(BlockState::Data) {
             volume.punches.cancel(&blocks);
             volume.map.set(prepared, BlockState::Data);
+            if !volume.remember(&blocks, BlockState::Data) {
+                drop(turn);
+                volume.commit().await?;
+            }
         }
         Ok(false)
     }

@@ -15,7 +15,7 @@ use crate::commit::Commits;
 use crate::epoch::Epochs;
 use crate::error::{Loss, LostStep, VolumeError};
 use crate::geometry::{self, MAX_SIZE, check_size, directories, meta_len};
-use crate::host::Host;
+use crate::host::{Change, Host};
 use crate::ids::LayerId;
 use crate::layer::slot_allocations;
 use crate::locks::RangeLocks;
@@ -116,6 +116,7 @@ pub async fn open<S: Store>(
     };
     check_lengths(&data, &meta, serving.params.size)?;
 
+    let adopted = take_over(&serving, access, &*host)?;
     let head = match access {
         Access::ReadOnly => serving.clone(),
         Access::Writable => match begin_writing(&data, &meta, &serving, spare, pins, &cipher).await
@@ -152,9 +153,34 @@ pub async fn open<S: Store>(
         repaired: repair.filter(|_| access == Access::Writable),
     });
     if access == Access::Writable {
+        volume.apply(&adopted).await?;
         volume.pin().await?;
     }
     Ok(volume)
+}
+
+/// What an opening that never closed left in the working state, now part of this session's (rule R8).
+fn take_over(
+    serving: &Superblock,
+    access: Access,
+    host: &dyn Host,
+) -> Result<Vec<Change>, VolumeError> {
+    let adopted = if serving.clean {
+        Vec::new()
+    } else {
+        host.adopt(serving.sequence_base)?
+    };
+    match access {
+        Access::Writable => {
+            // Before the superblock says so: what a session remembers must never be missing.
+            host.begin_session(serving.sequence_base + SEQUENCES_PER_OPEN, &adopted)?;
+            Ok(adopted)
+        }
+        Access::ReadOnly if adopted.is_empty() => Ok(adopted),
+        Access::ReadOnly => Err(VolumeError::WorkingStateLost {
+            cause: "only an attach that may write can take it over".into(),
+        }),
+    }
 }
 
 /// Everything that must hold before a byte is written or served.
@@ -451,6 +477,7 @@ impl<S: Store> Volume<S> {
             return Err(self.record(loss).await);
         }
         self.pin().await?;
+        self.host.end_session();
         Ok(self.generation())
     }
 
@@ -478,6 +505,25 @@ impl<S: Store> Volume<S> {
         self.map.root_written(&next.root);
         self.generation.store(next.generation, Ordering::Release);
         *head = next;
+        Ok(())
+    }
+
+    /// Enters changes that an earlier opening acknowledged and did not bring to disk.
+    async fn apply(&self, changes: &[Change]) -> Result<(), VolumeError> {
+        for change in changes {
+            let blocks = change.first..change.first + change.blocks;
+            self.check_range(
+                blocks.start * geometry::BLOCK,
+                change.blocks * geometry::BLOCK,
+            )?;
+            let prepared = self.map.prepare(blocks.clone()).await?;
+            self.map.set(&prepared, change.state);
+            if change.state == BlockState::Zero {
+                self.punches.mark(blocks);
+            } else {
+                self.punches.cancel(&blocks);
+            }
+        }
         Ok(())
     }
 
