@@ -1,0 +1,14 @@
+//! Volumes on disks that tear, stall, fail, fill up and lose power; on stores that somebody else wrote; and beside a
+//! second implementation of the format.
+//!
+//! Campaigns print the seed of each round; `SEALVOL_SEED` replays one, `SEALVOL_ROUNDS` multiplies the rounds.
+
+mod crash;
+mod crash_edges;
+mod failed_sync;
+mod interleavings;
+mod large;
+mod model;
+mod refusals;
+mod rig;
+mod space;
