@@ -122,11 +122,18 @@ pub enum Error {
         source: KeyError,
     },
     /// The key service refused or failed; its message names the key.
-    #[error("{} ({})", .0.message, .0.provider_error)]
-    Key(Box<KeyFailure>),
+    #[error("{}{} ({})", for_volume(volume.as_ref()), failure.message, failure.provider_error)]
+    Key {
+        /// The volume that the key was to be used for.
+        volume: Option<VolumeName>,
+        /// In the provider's words.
+        failure: Box<KeyFailure>,
+    },
     /// The key service could not be asked.
-    #[error("key {key}: {source}")]
+    #[error("{}key {key}: {source}", for_volume(volume.as_ref()))]
     KeyChild {
+        /// The volume that the key was to be used for.
+        volume: Option<VolumeName>,
         /// The key.
         key: KeyRef,
         /// What happened to the key child.
@@ -199,4 +206,8 @@ impl Error {
         let name = name.clone();
         move |source| Self::Store { name, source }
     }
+}
+
+fn for_volume(volume: Option<&VolumeName>) -> String {
+    volume.map_or_else(String::new, |name| format!("volume {name}: "))
 }

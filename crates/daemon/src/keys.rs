@@ -91,6 +91,7 @@ impl Keys {
             context: subject.context.clone(),
         };
         let answer = self.ask(Right::Create, key, call, Attempts::Several).await;
+        let answer = answer.map_err(|error| about(&subject.name, error));
         let wrapped = answer.and_then(|(done, _)| match done {
             Done::Generate(wrapped) => Ok(wrapped),
             other => Err(mismatched(&other)),
@@ -121,6 +122,7 @@ impl Keys {
             context: subject.context.clone(),
         };
         let answer = self.ask(Right::Attach, key, call, Attempts::Several).await;
+        let answer = answer.map_err(|error| about(&subject.name, error));
         let unwrapped = answer.and_then(|(done, answer)| match done {
             Done::Unwrap { key_version, .. } => Ok((key_version, answer.keys)),
             other => Err(mismatched(&other)),
@@ -232,10 +234,14 @@ impl Keys {
             let error = match self.call_child(&batch).await {
                 Ok(mut answer) => match answer.results.pop() {
                     Some(Ok(done)) => return Ok((done, answer)),
-                    Some(Err(failure)) => Error::Key(Box::new(failure)),
+                    Some(Err(failure)) => Error::Key {
+                        volume: None,
+                        failure: Box::new(failure),
+                    },
                     None => Error::Internal("the key child answered without a result".to_owned()),
                 },
                 Err(source) => Error::KeyChild {
+                    volume: None,
                     key: key.clone(),
                     source: Box::new(source),
                 },
@@ -295,9 +301,17 @@ fn record(operation: Operation, caller: Caller, subject: &Subject, key: &KeyRef)
     }
 }
 
+/// The same error, saying which volume it is about.
+fn about(name: &VolumeName, mut error: Error) -> Error {
+    if let Error::Key { volume, .. } | Error::KeyChild { volume, .. } = &mut error {
+        *volume = Some(name.clone());
+    }
+    error
+}
+
 fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Key(failure) => failure.class == FailureClass::Transient,
+        Error::Key { failure, .. } => failure.class == FailureClass::Transient,
         Error::KeyChild { source, .. } => source.fault() == Fault::Retry,
         _ => false,
     }

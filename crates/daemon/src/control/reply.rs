@@ -12,7 +12,7 @@ use crate::registry::RegistryError;
 /// `error` as a reply.
 pub(crate) fn error(error: &Error) -> ApiError {
     let next_step = match error {
-        Error::Key(failure) => Some(sentence(&failure.next_step)),
+        Error::Key { failure, .. } => Some(sentence(&failure.next_step)),
         _ => next_step(error).map(str::to_owned),
     };
     ApiError {
@@ -56,7 +56,7 @@ fn kind(error: &Error) -> ErrorKind {
         Error::Audit { .. } | Error::Internal(_) | Error::Registry(_) | Error::Stopping => {
             ErrorKind::Failed
         }
-        Error::Key(failure) => of_key_failure(failure.class, &failure.provider_error),
+        Error::Key { failure, .. } => of_key_failure(failure.class, &failure.provider_error),
         Error::KeyChild { source, .. } => match source.fault() {
             Fault::Stop => ErrorKind::Refused,
             Fault::Refuse | Fault::Retry => ErrorKind::Failed,
@@ -111,9 +111,12 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         | VolumeError::RolledBack { .. }
         | VolumeError::Tampered { .. }
         | VolumeError::Truncated { .. }
+        | VolumeError::WorkingStateLost { .. }
         | VolumeError::WrappedKeys { .. }
         | VolumeError::WrongKey => ErrorKind::Refused,
-        VolumeError::NoSpace | VolumeError::Registry(_) => ErrorKind::Failed,
+        VolumeError::NoSpace | VolumeError::Registry(_) | VolumeError::WorkingState(_) => {
+            ErrorKind::Failed
+        }
         VolumeError::Store(error) => of_store(error),
     }
 }
@@ -161,7 +164,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::Internal(_) => "Report it, with the daemon's log",
         // These say it themselves.
         Error::BadName(_)
-        | Error::Key(_)
+        | Error::Key { .. }
         | Error::KeyChild { .. }
         | Error::KeyMemory(_)
         | Error::KeyRef(_)
@@ -186,7 +189,7 @@ mod tests {
             message: "key local:default: it was refused".to_owned(),
             next_step: "do something else".to_owned(),
         };
-        Error::Key(Box::new(failure))
+        Error::Key { volume: Some("v".parse().expect("a name")), failure: Box::new(failure) }
     }
 
     #[test]
@@ -208,7 +211,7 @@ mod tests {
             assert_eq!(reply.kind.exit_code(), exit, "{name}");
             assert_eq!(
                 reply.message,
-                format!("key local:default: it was refused ({name})")
+                format!("volume v: key local:default: it was refused ({name})")
             );
             assert_eq!(reply.next_step.as_deref(), Some("Do something else"));
         }
