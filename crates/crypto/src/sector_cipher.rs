@@ -66,7 +66,7 @@ impl From<UnitSize> for u32 {
 
 impl fmt::Display for UnitSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.bytes())
+        fmt::Display::fmt(&self.bytes(), f)
     }
 }
 

@@ -14,6 +14,10 @@
 //! the backend: the tweaks of a batch come from one tweak by shifts instead of 64 doublings one after
 //! the other, and the tweaks of many data units are encrypted in one call.
 //!
+//! Measured beside AWS-LC in one run on Zen 4 (VAES, AVX-512), one core, aligned buffers: 1.5 to 1.8
+//! times its speed at 512-byte units, 0.83 (one unit a call) to 0.97 times at 4096, half of it for a
+//! single unit of 512 bytes; 10 to 20 times `xts-mode`.
+//!
 //! Lengths are whole blocks: there is no ciphertext stealing here.
 
 use std::array::from_fn;

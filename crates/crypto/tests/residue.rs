@@ -61,7 +61,12 @@ fn parent() -> ExitCode {
     let blob = run("wrap", &[]);
     let pieces = pieces(&blob);
     let mut failed = false;
-    for case in [CLEARED, SET_UP, NOT_CLEARED] {
+    let mut cases = vec![CLEARED, SET_UP];
+    if aes::hardware_accelerated() {
+        // The portable cipher leaves its round keys bit-sliced, which the search does not know.
+        cases.push(NOT_CLEARED);
+    }
+    for case in cases {
         let mut input = blob.clone();
         for (hash, name) in &pieces {
             input.extend_from_slice(format!("{hash} {name}\n").as_bytes());
