@@ -44,6 +44,14 @@ pub enum Error {
         /// What is wrong.
         cause: String,
     },
+    /// Another volume's ciphertext is on that device.
+    #[error("backing {}: volume {volume} is on this device", path.display())]
+    BackingTaken {
+        /// What was asked for.
+        path: PathBuf,
+        /// Whose it is.
+        volume: VolumeName,
+    },
     /// The caller may create volumes, but not there.
     #[error("backing {}: uid {uid} may not put volumes there", path.display())]
     BackingNotAllowed {
@@ -80,7 +88,7 @@ pub enum Error {
     #[error("volume {0}: it is not attached")]
     NotAttached(VolumeName),
     /// Clients use the volume.
-    #[error("volume {name}: {count} clients are connected")]
+    #[error("volume {name}: clients are connected: {count}")]
     ClientsConnected {
         /// The volume.
         name: VolumeName,

@@ -9,9 +9,10 @@
 //! a directory that holds anything else stays.
 
 use std::io;
-use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use sealvol_control::api::VolumeName;
 use sealvol_store::{Access, Directory as _, FileDirectory, FileStore, Store as _, StoreError};
 use sealvol_volume::{DATA_FILE, LayerId, META_FILE};
 
@@ -107,8 +108,8 @@ fn remove_directory(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// [`Error::Backing`] when it is neither directory nor block device, [`Error::DeviceSize`] when the
-/// device's size is another one.
-pub(crate) fn examine_backing(path: &Path, size: u64) -> Result<Backing, Error> {
+/// device's size is another one, [`Error::Store`] when the device is in use or cannot be opened.
+pub(crate) fn examine_backing(name: &VolumeName, path: &Path, size: u64) -> Result<Backing, Error> {
     let unusable = |cause: String| Error::Backing {
         path: path.to_owned(),
         cause,
@@ -136,7 +137,7 @@ pub(crate) fn examine_backing(path: &Path, size: u64) -> Result<Backing, Error> 
         ));
     }
     let device = FileStore::open_block_device(&path, Access::Writable)
-        .map_err(|error| unusable(error.to_string()))?
+        .map_err(Error::store(name))?
         .len();
     if device != size {
         return Err(Error::DeviceSize {
@@ -146,6 +147,12 @@ pub(crate) fn examine_backing(path: &Path, size: u64) -> Result<Backing, Error> 
         });
     }
     Ok(Backing::Device(path))
+}
+
+/// Whether two paths lead to one device, whatever they are called.
+pub(crate) fn is_same_device(one: &Path, other: &Path) -> bool {
+    let device = |path: &Path| path.metadata().map(|metadata| metadata.rdev()).ok();
+    one == other || device(one).is_some_and(|number| device(other) == Some(number))
 }
 
 #[cfg(test)]
@@ -172,6 +179,7 @@ mod tests {
     #[test]
     fn what_is_no_backing_is_refused() {
         let folder = tempfile::tempdir().expect("a folder");
+        let name: VolumeName = "v".parse().expect("a name");
         let file = folder.path().join("file");
         std::fs::write(&file, "").expect("written");
         for path in [
@@ -180,7 +188,7 @@ mod tests {
             &file,
             Path::new("/dev/null"),
         ] {
-            let refused = examine_backing(path, 1 << 20);
+            let refused = examine_backing(&name, path, 1 << 20);
             assert!(
                 matches!(refused, Err(Error::Backing { .. })),
                 "{}",
@@ -191,7 +199,7 @@ mod tests {
         std::os::unix::fs::symlink(folder.path(), &link).expect("linked");
         let real = folder.path().canonicalize().expect("there");
         assert_eq!(
-            examine_backing(&link, 1).expect("a directory"),
+            examine_backing(&name, &link, 1).expect("a directory"),
             Backing::Directory(real)
         );
     }
@@ -215,5 +223,15 @@ mod tests {
         std::fs::remove_file(inside.join("foreign")).expect("removed");
         place.remove().await.expect("removed");
         assert!(!inside.exists());
+    }
+
+    #[test]
+    fn a_device_is_the_same_by_every_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let link = folder.path().join("null");
+        std::os::unix::fs::symlink("/dev/null", &link).expect("linked");
+        assert!(is_same_device(&link, Path::new("/dev/null")));
+        assert!(!is_same_device(&link, Path::new("/dev/zero")));
+        assert!(!is_same_device(&link, Path::new("/nonexistent")));
     }
 }

@@ -50,6 +50,7 @@ fn kind(error: &Error) -> ErrorKind {
             ErrorKind::NotFound
         }
         Error::Attached(_)
+        | Error::BackingTaken { .. }
         | Error::ClientsConnected { .. }
         | Error::NotAttached(_)
         | Error::Registry(RegistryError::NameTaken(_)) => ErrorKind::Conflict,
@@ -140,6 +141,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::BackingNotAllowed { .. } => {
             "Name a place below one that `backing` in the configuration lists, or ask an administrator"
         }
+        Error::BackingTaken { .. } => "Name another device, or delete that volume first",
         Error::DeviceSize { .. } => "Give the device's own size with --size",
         Error::Forbidden { .. } | Error::Stranger(_) => {
             "Have the administrator add you to [rights] in sealvold's configuration"
@@ -189,7 +191,10 @@ mod tests {
             message: "key local:default: it was refused".to_owned(),
             next_step: "do something else".to_owned(),
         };
-        Error::Key { volume: Some("v".parse().expect("a name")), failure: Box::new(failure) }
+        Error::Key {
+            volume: Some("v".parse().expect("a name")),
+            failure: Box::new(failure),
+        }
     }
 
     #[test]

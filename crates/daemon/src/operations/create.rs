@@ -14,7 +14,7 @@ use super::context;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::keys::Subject;
-use crate::place::{Place, examine_backing};
+use crate::place::{Place, examine_backing, is_same_device};
 use crate::registry::{Backing, NewVolume, WrappedBy};
 use crate::rights::Caller;
 use crate::timestamp;
@@ -26,7 +26,7 @@ impl Daemon {
         request: api::CreateVolume,
     ) -> Result<api::Volume, Error> {
         let _turn = self.turn(&request.name).await;
-        let new = self.check_create(caller, &request)?;
+        let new = self.check_create(caller, &request).await?;
         let row = new.clone();
         self.registry
             .call(move |registry| registry.begin_create(&row))
@@ -48,7 +48,7 @@ impl Daemon {
         }
     }
 
-    fn check_create(
+    async fn check_create(
         &self,
         caller: Caller,
         request: &api::CreateVolume,
@@ -65,8 +65,9 @@ impl Daemon {
         let backing = match &request.backing {
             None => Backing::State,
             Some(path) => {
-                let backing = examine_backing(path, request.size)?;
+                let backing = examine_backing(&name, path, request.size)?;
                 self.check_backing(caller, &backing)?;
+                self.check_device(&backing).await?;
                 backing
             }
         };
@@ -102,6 +103,23 @@ impl Daemon {
                 uid: caller.uid,
             })
         }
+    }
+
+    /// A device carries one volume, attached or not.
+    async fn check_device(&self, backing: &Backing) -> Result<(), Error> {
+        let Backing::Device(path) = backing else {
+            return Ok(());
+        };
+        for row in self.registry.call(|registry| registry.volumes()).await? {
+            if matches!(&row.backing, Backing::Device(taken) if is_same_device(taken, path)) {
+                let path = path.clone();
+                return Err(Error::BackingTaken {
+                    path,
+                    volume: row.name,
+                });
+            }
+        }
+        Ok(())
     }
 
     async fn make_layer(

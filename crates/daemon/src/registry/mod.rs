@@ -31,7 +31,7 @@ pub enum RegistryError {
     #[error("registry: it is closed. Look at the daemon's log, and restart it")]
     Closed,
     /// A volume's name is taken.
-    #[error("volume `{0}`: there is one of that name already. Choose another name")]
+    #[error("volume {0}: there is one of that name already. Choose another name")]
     NameTaken(String),
     /// SQLite failed.
     #[error("registry: {0}. Check the space and the health of the disk under the state directory")]
