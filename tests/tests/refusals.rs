@@ -275,13 +275,18 @@ fn a_wrong_missing_or_exposed_master_key_is_refused() {
         },
         &["local.master", "0644"],
     );
+}
+
+#[test]
+fn a_lost_key_database_is_refused_and_not_made_anew() {
+    let victim = Victim::new();
     victim.refuses(
         "no key database",
         || {
             std::fs::remove_file(victim.place.state().join("keys/local.db"))
                 .expect("a removed database")
         },
-        &["local.db"],
+        &["victim"],
     );
 }
 

@@ -1,0 +1,222 @@
+//! A process as it stands still: its mappings, all bytes that can be read from outside, and the registers of its threads.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
+use std::process::{Child, Command, Stdio};
+
+use sealvol_tests::programs::client;
+use serde_json::Value;
+
+const PAGE: u64 = 4096;
+
+/// One line of /proc/PID/maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// Its first address.
+    pub start: u64,
+    /// The address behind it.
+    pub end: u64,
+    /// As the kernel writes them: `rw-p`.
+    pub permissions: String,
+    /// The file, a name of the kernel's in brackets, or nothing.
+    pub name: String,
+}
+
+impl Mapping {
+    /// Whether it is secret memory, by its file's name.
+    pub fn is_secret(&self) -> bool {
+        self.name.starts_with("/secretmem")
+    }
+
+    /// Whether the kernel shows a page of its own in it.
+    pub fn is_kernels(&self) -> bool {
+        ["[vvar]", "[vvar_vclock]", "[vsyscall]", "[vdso]"].contains(&self.name.as_str())
+    }
+
+    /// Whether its pages come from no file, so that those that are not there hold nothing.
+    fn is_anonymous(&self) -> bool {
+        self.permissions.ends_with('p') && !self.name.starts_with('/') && !self.is_kernels()
+    }
+
+    /// Its length in bytes.
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// A stopped thread.
+#[derive(Debug)]
+pub struct Thread {
+    /// Its name.
+    pub name: String,
+    /// Where its stack ends at present.
+    pub stack_pointer: u64,
+    /// The names and contents of its register sets.
+    pub registers: Vec<(String, Vec<u8>)>,
+}
+
+/// A process whose threads are all stopped, until the value is dropped.
+pub struct Frozen {
+    process: i32,
+    holder: Child,
+    /// Its threads.
+    pub threads: Vec<Thread>,
+    /// Its mappings.
+    pub mappings: Vec<Mapping>,
+}
+
+impl Frozen {
+    /// Stops a process.
+    ///
+    /// # Panics
+    /// If it cannot be traced.
+    pub fn new(process: i32) -> Self {
+        let mut holder = script("freeze.py")
+            .arg(process.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("Python");
+        let output = holder.stdout.take().expect("a pipe");
+        let mut frozen = Self {
+            process,
+            holder,
+            threads: Vec::new(),
+            mappings: Vec::new(),
+        };
+        for line in BufReader::new(output).lines() {
+            let line = line.expect("a line");
+            if line == "frozen" {
+                frozen.mappings = mappings(process);
+                return frozen;
+            }
+            frozen.threads.push(thread(&line));
+        }
+        panic!("process {process} cannot be stopped by ptrace");
+    }
+
+    /// Calls `with` with each stretch of bytes of `mapping` that can be read, and its address. Gives whether there was something
+    /// that could not be read.
+    pub fn read(&self, mapping: &Mapping, mut with: impl FnMut(u64, &[u8])) -> bool {
+        let open = |name: &str| {
+            File::open(format!("/proc/{}/{name}", self.process))
+                .unwrap_or_else(|error| panic!("{name} of the process: {error}"))
+        };
+        let (memory, table) = (open("mem"), open("pagemap"));
+        let mut missing = false;
+        for (start, end) in stretches(mapping, &table) {
+            let mut bytes = vec![0; usize::try_from(end - start).expect("it fits in memory")];
+            if memory.read_exact_at(&mut bytes, start).is_ok() {
+                with(start, &bytes);
+                continue;
+            }
+            for (number, page) in bytes.chunks_mut(PAGE as usize).enumerate() {
+                let at = start + number as u64 * PAGE;
+                match memory.read_exact_at(page, at) {
+                    Ok(()) => with(at, page),
+                    Err(_) => missing = true,
+                }
+            }
+        }
+        missing
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        drop(self.holder.stdin.take());
+        let _ = self.holder.wait();
+    }
+}
+
+/// A script of `tests/memory-scan`.
+pub fn script(name: &str) -> Command {
+    let mut command = client("/usr/bin/python3");
+    command
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .arg(source(name));
+    command
+}
+
+/// A file of `tests/memory-scan`.
+pub fn source(name: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("memory-scan")
+        .join(name)
+}
+
+fn thread(line: &str) -> Thread {
+    let thread: Value = serde_json::from_str(line).expect("JSON");
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    Thread {
+        name: text(&thread["name"]),
+        stack_pointer: thread["stack_pointer"].as_u64().expect("a number"),
+        registers: thread["registers"]
+            .as_object()
+            .expect("register sets")
+            .iter()
+            .map(|(name, content)| (name.clone(), from_hex(&text(content))))
+            .collect(),
+    }
+}
+
+/// Bytes from hexadecimal text.
+///
+/// # Panics
+/// If it is none.
+pub fn from_hex(text: &str) -> Vec<u8> {
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| {
+            let pair = std::str::from_utf8(pair).expect("ASCII");
+            u8::from_str_radix(pair, 16).expect("hexadecimal text")
+        })
+        .collect()
+}
+
+/// The mappings of a process.
+fn mappings(process: i32) -> Vec<Mapping> {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).expect("its mappings");
+    maps.lines()
+        .map(|line| {
+            let mut words = line.splitn(6, ' ');
+            let mut word = || words.next().expect("six columns");
+            let (start, end) = word().split_once('-').expect("two addresses");
+            let number = |text| u64::from_str_radix(text, 16).expect("an address");
+            let (start, end) = (number(start), number(end));
+            let permissions = word().to_owned();
+            let _ = (word(), word(), word()); // offset, device, inode and padding
+            Mapping {
+                start,
+                end,
+                permissions,
+                name: line.split_whitespace().skip(5).collect::<Vec<_>>().join(" "),
+            }
+        })
+        .collect()
+}
+
+/// The parts of a mapping that may hold something: all of it, or, if it is anonymous, the pages that are there.
+fn stretches(mapping: &Mapping, table: &File) -> Vec<(u64, u64)> {
+    if !mapping.is_anonymous() {
+        return vec![(mapping.start, mapping.end)];
+    }
+    let mut entries = vec![0; usize::try_from(mapping.len() / PAGE * 8).expect("it fits")];
+    table
+        .read_exact_at(&mut entries, mapping.start / PAGE * 8)
+        .expect("the page table of an anonymous mapping");
+    let mut stretches: Vec<(u64, u64)> = Vec::new();
+    for (number, entry) in entries.chunks_exact(8).enumerate() {
+        // Bit 63: in memory, bit 62: in swap.
+        if entry[7] & 0xc0 == 0 {
+            continue;
+        }
+        let start = mapping.start + number as u64 * PAGE;
+        match stretches.last_mut() {
+            Some((_, end)) if *end == start => *end += PAGE,
+            _ => stretches.push((start, start + PAGE)),
+        }
+    }
+    stretches
+}
