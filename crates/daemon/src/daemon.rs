@@ -24,6 +24,7 @@ use crate::keys::Keys;
 use crate::registry::{Registry, VolumeRow};
 use crate::rights::Caller;
 use crate::state_dir::StateDir;
+use crate::working_state::BootId;
 
 /// Everything.
 pub(crate) struct Daemon {
@@ -39,6 +40,10 @@ pub(crate) struct Daemon {
     pub(crate) nbd_socket: PathBuf,
     /// What is listened on, as URIs.
     pub(crate) listening: Vec<String>,
+    /// Below the runtime directory: the working states of volumes.
+    pub(crate) working_dir: PathBuf,
+    /// This boot.
+    pub(crate) boot: BootId,
     /// When the daemon started, RFC 3339.
     pub(crate) started: String,
     pub(crate) memory: Memory,
@@ -59,6 +64,8 @@ pub(crate) struct Parts {
     pub(crate) exports: Arc<Exports>,
     pub(crate) nbd_socket: PathBuf,
     pub(crate) listening: Vec<String>,
+    pub(crate) working_dir: PathBuf,
+    pub(crate) boot: BootId,
 }
 
 /// Leave to carry out one operation; the daemon does not stop before it is dropped.
@@ -77,6 +84,8 @@ impl Daemon {
             keys: parts.keys,
             exports: parts.exports,
             runtime,
+            working_dir: parts.working_dir,
+            boot: parts.boot,
             nbd_socket: parts.nbd_socket,
             listening: parts.listening,
             started: crate::timestamp::now(),

@@ -58,6 +58,8 @@ fn errno(error: &VolumeError) -> Errno {
         | VolumeError::Store(_)
         | VolumeError::Tampered { .. }
         | VolumeError::Truncated { .. }
+        | VolumeError::WorkingState(_)
+        | VolumeError::WorkingStateLost { .. }
         | VolumeError::WrappedKeys { .. }
         | VolumeError::WrongKey => Errno::EIO,
     }

@@ -4,10 +4,11 @@
 use std::task::{Context, Waker};
 
 use sealvol_crypto::Commitment;
-use sealvol_volume::{Host, LayerId, Loss, Task, VolumeError};
+use sealvol_volume::{Change, Host, LayerId, Loss, Task, VolumeError};
 use tokio::runtime::Handle;
 
 use crate::registry::Registry;
+use crate::working_state::{BootId, WorkingState};
 
 /// The surroundings of the volume whose top layer is `layer`.
 #[derive(Debug)]
@@ -15,6 +16,22 @@ pub(crate) struct LayerHost {
     pub(crate) layer: LayerId,
     pub(crate) registry: Registry,
     pub(crate) runtime: Handle,
+    pub(crate) working: WorkingState,
+    pub(crate) boot: BootId,
+    /// The boot in which the layer was last opened for writing, as the registry has it.
+    pub(crate) opened_in: Option<BootId>,
+    pub(crate) accepted: Accepted,
+}
+
+/// What the operator has accepted for this attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Accepted {
+    /// Nothing.
+    Nothing,
+    /// That the working state may be missing: acknowledged writes with it.
+    MissingState,
+    /// A recorded loss. The page cache is dropped, so what the working state speaks of is gone too.
+    RecordedLoss,
 }
 
 impl Host for LayerHost {
@@ -48,12 +65,64 @@ impl Host for LayerHost {
         size: u64,
         commitment: Commitment,
     ) -> Task<Result<(), VolumeError>> {
-        let (registry, layer) = (self.registry.clone(), self.layer);
+        let (registry, layer, boot) = (self.registry.clone(), self.layer, self.boot);
         Box::pin(async move {
             let pinned = registry
-                .call(move |db| db.pin(layer, generation, size, commitment))
+                .call(move |db| db.pin(layer, generation, size, commitment, boot))
                 .await;
             pinned.map_err(|error| VolumeError::Registry(error.to_string()))
         })
     }
+
+    fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {
+        if self.accepted == Accepted::RecordedLoss {
+            return Ok(Vec::new());
+        }
+        match self.working.read(sessions) {
+            Ok(changes) => {
+                let count = changes.len();
+                tracing::info!(layer = %self.layer, count, "took over the working state of a daemon that died");
+                Ok(changes)
+            }
+            // A power cut takes the page cache and the working state together: nothing is missing that a disk
+            // would have kept.
+            Err(_) if self.opened_in != Some(self.boot) => Ok(Vec::new()),
+            Err(cause) if self.accepted == Accepted::MissingState => {
+                tracing::warn!(layer = %self.layer, %cause, "goes on without the working state, as accepted");
+                Ok(Vec::new())
+            }
+            Err(cause) => Err(VolumeError::WorkingStateLost {
+                cause: cause.to_string(),
+            }),
+        }
+    }
+
+    fn begin_session(&self, session: u64, changes: &[Change]) -> Result<(), VolumeError> {
+        self.working.begin(session, changes).map_err(failed)
+    }
+
+    fn remember(&self, change: Change) -> Result<(), VolumeError> {
+        self.working.remember(change).map_err(failed)
+    }
+
+    fn commit_begins(&self) {
+        self.working.commit_begins();
+    }
+
+    fn commit_done(&self) {
+        if let Err(error) = self.working.commit_done() {
+            // The next daemon would enter once more what is on disk already.
+            tracing::warn!(layer = %self.layer, %error, "the working state lags behind");
+        }
+    }
+
+    fn end_session(&self) {
+        if let Err(error) = self.working.end() {
+            tracing::warn!(layer = %self.layer, %error, "the working state of a closed volume stays");
+        }
+    }
+}
+
+fn failed(error: std::io::Error) -> VolumeError {
+    VolumeError::WorkingState(error.to_string())
 }

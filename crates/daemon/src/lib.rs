@@ -12,6 +12,7 @@
 //! | what it may be told | `args.rs`, `config.rs` |
 //! | who may do what | `rights.rs`, `exports.rs` |
 //! | what it trusts | `state_dir.rs`, `registry/` |
+//! | what outlives a killed daemon | `working_state.rs` |
 //! | when a key is used, and its record | `keys.rs`, `audit.rs` |
 //! | what each command does | `operations/` |
 //! | what a failure is called | `error.rs`, `control/reply.rs`, `export.rs` |
@@ -39,3 +40,4 @@ mod rights;
 pub mod serve;
 mod state_dir;
 mod timestamp;
+mod working_state;

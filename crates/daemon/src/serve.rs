@@ -11,7 +11,9 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +33,7 @@ use crate::keys::Keys;
 use crate::listeners::{ListenError, Listeners, NbdListener};
 use crate::registry::{Registry, RegistryError};
 use crate::state_dir::{StateDir, StateDirError};
-use crate::{control, error, hardening, logging};
+use crate::{control, error, hardening, logging, working_state};
 
 /// Why the daemon does not start, or did not stop in good order.
 #[derive(Debug, Error)]
@@ -111,6 +113,15 @@ pub fn run(args: &Args) -> Result<(), RunError> {
     served
 }
 
+/// Where the working states of volumes lie: the listeners have made the directory above it.
+fn make_working_dir(runtime_dir: &Path) -> io::Result<PathBuf> {
+    let path = runtime_dir.join("volumes");
+    match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(path),
+    }
+}
+
 async fn serve(args: &Args) -> Result<(), RunError> {
     let mut stop = StopSignals::new().map_err(system("its signals"))?;
     let state_dir =
@@ -137,6 +148,8 @@ async fn serve(args: &Args) -> Result<(), RunError> {
         exports,
         nbd_socket: listeners.nbd_socket.clone(),
         listening: listeners.uris(),
+        working_dir: make_working_dir(&runtime_dir).map_err(system("its runtime directory"))?,
+        boot: working_state::boot_id().map_err(system("the boot id"))?,
     };
     let daemon = Arc::new(Daemon::new(parts, tokio::runtime::Handle::current()));
     if let Err(error) = daemon.memory.ready() {

@@ -53,15 +53,16 @@ pub trait Host: Send + Sync + 'static {
         commitment: Commitment,
     ) -> Task<Result<(), VolumeError>>;
 
-    /// Before a layer that was not closed is opened for writing: the changes, in order, that the opening with this
-    /// session number left in the working state. Nothing is forgotten by it.
+    /// Before a layer that was not closed is opened: the changes, in order, that the last session left in the working
+    /// state. It has one of these numbers: the second one if it was begun and its superblock never written. Nothing is
+    /// forgotten by it.
     ///
     /// # Errors
     ///
     /// [`VolumeError::WorkingStateLost`] if that opening was in this boot and what it left is not there: acknowledged
     /// writes may be missing, and only the operator can accept that.
-    fn adopt(&self, session: u64) -> Result<Vec<Change>, VolumeError> {
-        let _ = session;
+    fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {
+        let _ = sessions;
         Ok(Vec::new())
     }
 

@@ -168,7 +168,10 @@ fn take_over(
     let adopted = if serving.clean {
         Vec::new()
     } else {
-        host.adopt(serving.sequence_base)?
+        host.adopt([
+            serving.sequence_base,
+            serving.sequence_base + SEQUENCES_PER_OPEN,
+        ])?
     };
     match access {
         Access::Writable => {

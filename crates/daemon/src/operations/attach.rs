@@ -20,10 +20,11 @@ use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
-use crate::host::LayerHost;
+use crate::host::{Accepted, LayerHost};
 use crate::place::{Files, Place};
 use crate::registry::{Attached, LayerRow, VolumeRow};
 use crate::rights::Caller;
+use crate::working_state::WorkingState;
 
 impl Daemon {
     pub(crate) async fn attach_volume(
@@ -113,15 +114,29 @@ impl Daemon {
             )
         };
         let files = place.open(store_access).await.map_err(Error::store(name))?;
-        if row.loss.is_some() {
-            self.begin_accept_loss(caller, row, &files).await?;
-        }
+        let accepted = match (&row.loss, accept_loss) {
+            (Some(loss), _) => {
+                self.record_acceptance(caller, row, loss).await?;
+                discard_caches(row, &files).await?;
+                Accepted::RecordedLoss
+            }
+            (None, true) => {
+                let missing = "whatever its working state may lack";
+                self.record_acceptance(caller, row, missing).await?;
+                Accepted::MissingState
+            }
+            (None, false) => Accepted::Nothing,
+        };
         let wrapped = wrapped_key(row, &layer, &files).await?;
         let cipher = self.load_key(caller, row, &layer, wrapped).await?;
         let host = Arc::new(LayerHost {
             layer: layer.id,
             registry: self.registry.clone(),
             runtime: self.runtime.clone(),
+            working: WorkingState::new(&self.working_dir, layer.id, self.boot),
+            boot: self.boot,
+            opened_in: layer.boot,
+            accepted,
         });
         let pins = pins(row, &layer);
         let opened =
@@ -175,31 +190,23 @@ impl Daemon {
         Ok(VolumeKey::expand(unwrapped))
     }
 
-    /// Forgets what the page cache shows and the disk may not have (rule R6).
-    async fn begin_accept_loss(
+    async fn record_acceptance(
         &self,
         caller: Caller,
         row: &VolumeRow,
-        files: &Files,
+        what: &str,
     ) -> Result<(), Error> {
         let record = Record {
             volume: Some(row.id.to_string()),
             name: Some(row.name.to_string()),
-            result: format!("accepted: {}", row.loss.as_deref().unwrap_or_default()),
+            result: format!("accepted: {what}"),
             ..Record::of(Operation::AcceptLoss, caller)
         };
         let written = self.audit.append(record).await;
         written.map_err(|source| Error::Audit {
             path: self.audit.path().to_owned(),
             source,
-        })?;
-        for store in [&files.meta, &files.data] {
-            store
-                .discard_cache()
-                .await
-                .map_err(Error::store(&row.name))?;
-        }
-        Ok(())
+        })
     }
 
     fn serve(&self, row: &VolumeRow, volume: Arc<Volume<FileStore>>, attached: Attached) {
@@ -218,6 +225,15 @@ impl Daemon {
             allow,
         )));
     }
+}
+
+/// Forgets what the page cache shows and the disk may not have (rule R6).
+async fn discard_caches(row: &VolumeRow, files: &Files) -> Result<(), Error> {
+    for store in [&files.meta, &files.data] {
+        let discarded = store.discard_cache().await;
+        discarded.map_err(Error::store(&row.name))?;
+    }
+    Ok(())
 }
 
 /// The wrapped copy of the layer's data key. The store says so; unwrapping under the registry's

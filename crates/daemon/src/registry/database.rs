@@ -10,6 +10,7 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::rows::{self, Attached, Backing, LayerRow, VolumeRow, WrappedBy, signed};
 use super::{RegistryError, schema};
+use crate::working_state::BootId;
 
 type Result<T> = std::result::Result<T, RegistryError>;
 
@@ -198,13 +199,14 @@ impl Database {
         generation: u64,
         size: u64,
         commitment: Commitment,
+        boot: BootId,
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
         transaction.execute(
             "UPDATE layers SET generation = max(generation, ?2),
-                 commitment = coalesce(commitment, ?3), bound = 1
+                 commitment = coalesce(commitment, ?3), bound = 1, boot = ?4
              WHERE id = ?1",
-            params![layer.to_string(), signed(generation)?, commitment.0],
+            params![layer.to_string(), signed(generation)?, commitment.0, boot],
         )?;
         transaction.execute(
             "UPDATE volumes SET size = max(size, ?2) WHERE top = ?1",

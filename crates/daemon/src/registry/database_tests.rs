@@ -119,11 +119,11 @@ fn generations_only_grow_and_a_commitment_stays() {
     let (first, other) = (Commitment([1; 32]), Commitment([2; 32]));
     fixture
         .database
-        .pin(new.layer, 7, new.size, first)
+        .pin(new.layer, 7, new.size, first, [9; 16])
         .expect("pinned");
     fixture
         .database
-        .pin(new.layer, 5, new.size, other)
+        .pin(new.layer, 5, new.size, other, [9; 16])
         .expect("pinned");
     let layer = fixture.reopened().top(&new);
     assert_eq!(
@@ -146,7 +146,7 @@ fn sizes_only_grow() {
     assert_eq!(fixture.row(&new.name).size, new.size + 4096);
     fixture
         .database
-        .pin(new.layer, 1, new.size + 8192, Commitment([1; 32]))
+        .pin(new.layer, 1, new.size + 8192, Commitment([1; 32]), [9; 16])
         .expect("pinned");
     assert_eq!(fixture.row(&new.name).size, new.size + 8192);
 }

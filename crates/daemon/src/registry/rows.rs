@@ -11,6 +11,8 @@ use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
+use crate::working_state::BootId;
+
 /// How far a volume has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RowState {
@@ -101,6 +103,8 @@ pub(crate) struct LayerRow {
     pub generation: u64,
     /// Its superblock has a MAC.
     pub bound: bool,
+    /// The boot in which it was last opened for writing.
+    pub boot: Option<BootId>,
 }
 
 pub(super) const VOLUME_COLUMNS: &str = "id, name, state, created, size, sector_size, key, \
@@ -144,7 +148,7 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
 }
 
 pub(super) const LAYER_COLUMNS: &str = "id, volume, parent, data_key, provider, key_id, \
-     key_version, commitment, generation, bound";
+     key_version, commitment, generation, bound, boot";
 
 pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
     let parent: Option<String> = row.get(2)?;
@@ -163,6 +167,7 @@ pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
         commitment: row.get::<_, Option<[u8; 32]>>(7)?.map(Commitment),
         generation: unsigned(row, 8)?,
         bound: row.get(9)?,
+        boot: row.get(10)?,
     })
 }
 

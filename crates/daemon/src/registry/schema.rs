@@ -43,7 +43,8 @@ const TABLES: &str = "
         key_version  INTEGER NOT NULL,
         commitment   BLOB CHECK (length(commitment) = 32),
         generation   INTEGER NOT NULL DEFAULT 0,
-        bound        INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1))
+        bound        INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1)),
+        boot         BLOB CHECK (length(boot) = 16)
     ) STRICT;
     CREATE INDEX layers_by_volume ON layers (volume);
 ";
