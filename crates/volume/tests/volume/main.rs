@@ -9,6 +9,7 @@ mod failed_sync;
 mod interleavings;
 mod large;
 mod model;
+mod oracle;
 mod refusals;
 mod rig;
 mod space;

@@ -24,10 +24,10 @@ pub(crate) const OTHER_KEY: [u8; 64] = key(100);
 pub(crate) const LAYER: &str = "layer";
 
 const fn key(first: u8) -> [u8; 64] {
-    let mut bytes = [0; 64];
-    let mut at = 0;
+    let mut bytes = [first; 64];
+    let mut at = 1;
     while at < 64 {
-        bytes[at] = first + at as u8;
+        bytes[at] = bytes[at - 1] + 1;
         at += 1;
     }
     bytes

@@ -1,0 +1,283 @@
+//! Real files against the second implementation of the format in `tests/oracle/format.py`, both ways, and the golden
+//! layer, whose bytes must never change.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use futures_executor::block_on;
+use sealvol_crypto::{Commitment, UnitSize, sha256};
+use sealvol_store::{Directory, Durability, FileDirectory, FileStore, IoBuf, Store};
+use sealvol_volume::{
+    Access, BLOCK, BlockState, DATA_FILE, Host, LayerId, LayerParams, Loss, META_FILE, MapRun,
+    Pins, Task, Volume, VolumeError, create, open,
+};
+
+use crate::rig::{KEY, cipher, params, pattern, wrapped_keys};
+
+const GIB: u64 = 1 << 30;
+const PAGE: u64 = 64 << 20;
+/// Two directory pages; the last map page is not whole.
+const SIZE: u64 = 17 * GIB + 3 * BLOCK;
+
+const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/oracle/format.py");
+const GOLDEN: &[u8] = include_bytes!("../oracle/golden-v1.layer");
+const GOLDEN_READS: &str = include_str!("../oracle/golden-v1.txt");
+/// SHA-256 of the golden layer. A change of it is a change of the format: that takes a new version, not a new hash.
+const GOLDEN_SHA256: &str = "d76ba1a98f6a544f7c2902ca2ef3ff7832125159ae650feb1439fe8ab85591a2";
+
+/// A host that keeps the last pin, and runs tasks on threads.
+#[derive(Default)]
+struct Threads {
+    pinned: std::sync::Mutex<Option<(u64, u64, Commitment)>>,
+}
+
+impl Host for Threads {
+    fn spawn(&self, task: Task<()>) {
+        std::thread::spawn(move || block_on(task));
+    }
+
+    fn record_loss(&self, loss: Loss) -> Task<()> {
+        panic!("{loss}");
+    }
+
+    fn pin(
+        &self,
+        generation: u64,
+        size: u64,
+        commitment: Commitment,
+    ) -> Task<Result<(), VolumeError>> {
+        *self.pinned.lock().unwrap() = Some((generation, size, commitment));
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// An empty directory of this test's own.
+fn scratch(name: &str) -> PathBuf {
+    let path =
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
+    drop(std::fs::remove_dir_all(&path));
+    std::fs::create_dir_all(&path).unwrap();
+    path
+}
+
+fn python(command: &str, path: &Path) -> String {
+    let check = Command::new("python3")
+        .args(["-c", "import cryptography.hazmat.primitives.ciphers.modes"])
+        .output();
+    assert!(
+        check.as_ref().is_ok_and(|output| output.status.success()),
+        "the second implementation needs python3 with `cryptography` 42 or later:\n    \
+         python3 -m pip install 'cryptography>=42'\n{check:?}"
+    );
+    let key: String = KEY.iter().map(|byte| format!("{byte:02x}")).collect();
+    let output = Command::new("python3")
+        .args([SCRIPT, command, &key])
+        .arg(path)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+async fn open_files(
+    path: &Path,
+    host: &Arc<Threads>,
+    pins: &Pins,
+    access: Access,
+) -> Arc<Volume<FileStore>> {
+    let directory = FileDirectory::open(path).unwrap();
+    let file_access = match access {
+        Access::ReadOnly => sealvol_store::Access::ReadOnly,
+        Access::Writable => sealvol_store::Access::Writable,
+    };
+    let data = directory.open(DATA_FILE, file_access).await.unwrap();
+    let meta = directory.open(META_FILE, file_access).await.unwrap();
+    let host = Arc::clone(host) as Arc<dyn Host>;
+    open(data, meta, cipher(&KEY), pins, access, host)
+        .await
+        .unwrap()
+}
+
+fn pins(params: LayerParams, generation: u64, bound: bool) -> Pins {
+    Pins {
+        params,
+        commitment: bound.then(|| cipher(&KEY).commitment()),
+        generation,
+        bound,
+    }
+}
+
+/// What `format.py read` prints, said by the volume.
+async fn describe(volume: &Arc<Volume<FileStore>>, clean: bool) -> String {
+    let sector = volume.sector_size().bytes();
+    let mut text = format!(
+        "size {} sector {sector} clean {}\n",
+        volume.size(),
+        u8::from(clean)
+    );
+    let mut plain = Vec::new();
+    let mut at = 0;
+    while let Some(run) = next_run(volume, at).await {
+        let state = match run.state {
+            BlockState::Absent => "absent",
+            BlockState::Zero => "zero",
+            BlockState::Data => "data",
+        };
+        text += &format!("{} {} {state}\n", run.offset, run.len);
+        if run.state == BlockState::Data {
+            let len = usize::try_from(run.len).unwrap();
+            plain.extend_from_slice(volume.read(run.offset, len).await.unwrap().bytes().unwrap());
+        }
+        at = run.offset + run.len;
+    }
+    let digest: String = sha256(&[&plain])
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    text + &format!("plaintext {digest}\n")
+}
+
+/// The run at `at`, whole.
+async fn next_run(volume: &Arc<Volume<FileStore>>, at: u64) -> Option<MapRun> {
+    volume.map(at, 1).await.unwrap().pop()
+}
+
+async fn write(volume: &Arc<Volume<FileStore>>, offset: u64, len: usize, version: u64) {
+    let bytes: Vec<u8> = (0..)
+        .flat_map(|piece| pattern(version, piece))
+        .take(len)
+        .collect();
+    volume
+        .prepare_write(offset, &bytes)
+        .unwrap()
+        .run(false)
+        .await
+        .unwrap();
+}
+
+/// All kinds of blocks and pages.
+async fn use_it(volume: &Arc<Volume<FileStore>>) {
+    write(volume, 0, 4096, 1).await;
+    write(volume, 5 * BLOCK + 100, 700, 2).await;
+    write(volume, PAGE - 1500, 3000, 3).await;
+    write(volume, 16 * GIB - BLOCK, 8192, 4).await;
+    write(volume, SIZE - 512, 512, 5).await;
+    volume.flush().await.unwrap();
+    volume.trim(0, BLOCK, false).await.unwrap();
+    // A whole page: with a layer below, absent blocks become zero, and the page uniform.
+    volume.trim(3 * PAGE, PAGE, false).await.unwrap();
+    write(volume, 2 * PAGE, 8192, 6).await;
+    volume.flush().await.unwrap();
+    write(volume, 2 * PAGE + BLOCK, 4096, 7).await;
+    volume.flush().await.unwrap();
+}
+
+#[test]
+fn the_second_implementation_reads_what_is_written_here() {
+    for sector_size in [UnitSize::B512, UnitSize::B4096] {
+        for clean in [true, false] {
+            let path = scratch("oracle-reads");
+            let layer = LayerParams {
+                parent: Some(LayerId([0x55; 16])),
+                ..params(SIZE, sector_size)
+            };
+            let host = Arc::new(Threads::default());
+            let here = block_on(async {
+                let directory = FileDirectory::open(&path).unwrap();
+                create(&directory, true, &layer, &wrapped_keys())
+                    .await
+                    .unwrap();
+                let volume =
+                    open_files(&path, &host, &pins(layer, 1, false), Access::Writable).await;
+                use_it(&volume).await;
+                volume.close().await.unwrap();
+                drop(volume);
+                let (generation, ..) = host.pinned.lock().unwrap().unwrap();
+                let volume = open_files(
+                    &path,
+                    &host,
+                    &pins(layer, generation, true),
+                    Access::Writable,
+                )
+                .await;
+                write(&volume, PAGE + 9 * BLOCK, 4096, 8).await;
+                volume.flush().await.unwrap();
+                if clean {
+                    volume.close().await.unwrap();
+                }
+                describe(&volume, clean).await
+            });
+            assert_eq!(python("read", &path), here);
+            std::fs::remove_dir_all(&path).unwrap();
+        }
+    }
+}
+
+/// Puts the golden layer into a directory.
+async fn unpack(path: &Path) {
+    let directory = FileDirectory::open(path).unwrap();
+    let data = directory.create(DATA_FILE, SIZE).await.unwrap();
+    let meta_len = (64 << 20) + 8192 * SIZE.div_ceil(PAGE);
+    let meta = directory.create(META_FILE, meta_len).await.unwrap();
+    let mut rest = GOLDEN;
+    while let Some((head, tail)) = rest.split_at_checked(13) {
+        let offset = u64::from_le_bytes(head[1..9].try_into().unwrap());
+        let len = u32::from_le_bytes(head[9..13].try_into().unwrap());
+        let (content, tail) = tail.split_at(usize::try_from(len).unwrap());
+        let store = if head[0] == 0 { &data } else { &meta };
+        let (_, result) = store
+            .write_at(IoBuf::copy_of(content), offset, Durability::Volatile)
+            .await;
+        result.unwrap();
+        rest = tail;
+    }
+    assert!(rest.is_empty());
+}
+
+#[test]
+fn the_golden_layer_is_read_as_the_second_implementation_reads_it() {
+    let path = scratch("golden-reads");
+    let layer = params(SIZE, UnitSize::B512);
+    let host = Arc::new(Threads::default());
+    block_on(async {
+        unpack(&path).await;
+        let volume = open_files(&path, &host, &pins(layer, 9, true), Access::ReadOnly).await;
+        assert_eq!(volume.generation(), 9);
+        assert_eq!(describe(&volume, true).await, GOLDEN_READS);
+    });
+    assert_eq!(python("read", &path), GOLDEN_READS);
+    // What this crate makes of it is the same layer to the other one.
+    let here = block_on(async {
+        let volume = open_files(&path, &host, &pins(layer, 9, true), Access::Writable).await;
+        write(&volume, 4 * PAGE + 5 * BLOCK, 4096, 1).await;
+        write(&volume, 7 * BLOCK + 512, 512, 2).await;
+        volume.trim(4 * PAGE + BLOCK, BLOCK, false).await.unwrap();
+        volume.close().await.unwrap();
+        describe(&volume, true).await
+    });
+    assert_eq!(python("read", &path), here);
+    assert_ne!(here, GOLDEN_READS);
+    std::fs::remove_dir_all(&path).unwrap();
+}
+
+#[test]
+fn the_golden_layer_never_changes() {
+    let digest: String = sha256(&[GOLDEN])
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(digest, GOLDEN_SHA256);
+    let path = scratch("golden-made");
+    let image = path.join("image");
+    python("golden", &image);
+    assert!(
+        std::fs::read(&image).unwrap() == GOLDEN,
+        "FORMAT.md's second implementation makes another layer"
+    );
+    std::fs::remove_dir_all(&path).unwrap();
+}
