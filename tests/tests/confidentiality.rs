@@ -2,6 +2,7 @@
 
 use sealvol_tests::daemon::Daemon;
 use sealvol_tests::evidence::files_with;
+use sealvol_tests::pattern;
 use sealvol_tests::place::Place;
 use sealvol_tests::programs::{check, run};
 
@@ -95,4 +96,47 @@ fn equal_blocks_and_equal_volumes_have_different_ciphertext() {
         "compressibility.py",
         &[both.to_str().expect("a UTF-8 path"), "2097152"],
     );
+}
+
+#[test]
+fn a_volume_can_be_read_without_sealvol_by_whoever_has_the_master_key() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place);
+    let content = place.file("content");
+    std::fs::write(&content, pattern::bytes(1, 1 << 20)).expect("a file");
+    let path = |path: &std::path::Path| path.to_str().expect("a UTF-8 path").to_owned();
+    for sector in ["512", "4096"] {
+        let name = format!("escaped-{sector}");
+        daemon
+            .sealvol(&[
+                "volume",
+                "create",
+                &name,
+                "--size",
+                "8M",
+                "--sector-size",
+                sector,
+            ])
+            .succeeded();
+        run(
+            "nbdcopy",
+            &["--flush", &path(&content), &daemon.attach(&name)],
+        )
+        .succeeded();
+    }
+    daemon.stop();
+    let metas = place.layer_files("meta");
+    assert_eq!(metas.len(), 2, "the layers of two new volumes");
+    for meta in metas {
+        let data = meta.with_file_name("data");
+        check(
+            "recover.py",
+            &[
+                &path(&place.state()),
+                &path(&meta),
+                &path(&data),
+                &path(&content),
+            ],
+        );
+    }
 }
