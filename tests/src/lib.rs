@@ -13,6 +13,7 @@ pub mod daemon;
 pub mod evidence;
 pub mod outcome;
 pub mod pattern;
+pub mod peer;
 pub mod place;
 pub mod programs;
 pub mod superblock;

@@ -8,29 +8,29 @@ use std::process::{Child, Command, Stdio};
 use sealvol_tests::programs::client;
 use serde_json::Value;
 
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 
 /// One line of /proc/PID/maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     /// Its first address.
-    pub start: u64,
+    pub(crate) start: u64,
     /// The address behind it.
-    pub end: u64,
+    pub(crate) end: u64,
     /// As the kernel writes them: `rw-p`.
-    pub permissions: String,
+    pub(crate) permissions: String,
     /// The file, a name of the kernel's in brackets, or nothing.
-    pub name: String,
+    pub(crate) name: String,
 }
 
 impl Mapping {
     /// Whether it is secret memory, by its file's name.
-    pub fn is_secret(&self) -> bool {
+    pub(crate) fn is_secret(&self) -> bool {
         self.name.starts_with("/secretmem")
     }
 
     /// Whether the kernel shows a page of its own in it.
-    pub fn is_kernels(&self) -> bool {
+    pub(crate) fn is_kernels(&self) -> bool {
         ["[vvar]", "[vvar_vclock]", "[vsyscall]", "[vdso]"].contains(&self.name.as_str())
     }
 
@@ -40,30 +40,30 @@ impl Mapping {
     }
 
     /// Its length in bytes.
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.end - self.start
     }
 }
 
 /// A stopped thread.
 #[derive(Debug)]
-pub struct Thread {
+pub(crate) struct Thread {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Where its stack ends at present.
-    pub stack_pointer: u64,
+    pub(crate) stack_pointer: u64,
     /// The names and contents of its register sets.
-    pub registers: Vec<(String, Vec<u8>)>,
+    pub(crate) registers: Vec<(String, Vec<u8>)>,
 }
 
 /// A process whose threads are all stopped, until the value is dropped.
-pub struct Frozen {
+pub(crate) struct Frozen {
     process: i32,
     holder: Child,
     /// Its threads.
-    pub threads: Vec<Thread>,
+    pub(crate) threads: Vec<Thread>,
     /// Its mappings.
-    pub mappings: Vec<Mapping>,
+    pub(crate) mappings: Vec<Mapping>,
 }
 
 impl Frozen {
@@ -71,7 +71,7 @@ impl Frozen {
     ///
     /// # Panics
     /// If it cannot be traced.
-    pub fn new(process: i32) -> Self {
+    pub(crate) fn new(process: i32) -> Self {
         let mut holder = script("freeze.py")
             .arg(process.to_string())
             .stdin(Stdio::piped())
@@ -98,7 +98,7 @@ impl Frozen {
 
     /// Calls `with` with each stretch of bytes of `mapping` that can be read, and its address. Gives whether there was something
     /// that could not be read.
-    pub fn read(&self, mapping: &Mapping, mut with: impl FnMut(u64, &[u8])) -> bool {
+    pub(crate) fn read(&self, mapping: &Mapping, mut with: impl FnMut(u64, &[u8])) -> bool {
         let open = |name: &str| {
             File::open(format!("/proc/{}/{name}", self.process))
                 .unwrap_or_else(|error| panic!("{name} of the process: {error}"))
@@ -111,8 +111,8 @@ impl Frozen {
                 with(start, &bytes);
                 continue;
             }
-            for (number, page) in bytes.chunks_mut(PAGE as usize).enumerate() {
-                let at = start + number as u64 * PAGE;
+            for (number, page) in bytes.chunks_mut(PAGE).enumerate() {
+                let at = start + (number * PAGE) as u64;
                 match memory.read_exact_at(page, at) {
                     Ok(()) => with(at, page),
                     Err(_) => missing = true,
@@ -131,7 +131,7 @@ impl Drop for Frozen {
 }
 
 /// A script of `tests/memory-scan`.
-pub fn script(name: &str) -> Command {
+pub(crate) fn script(name: &str) -> Command {
     let mut command = client("/usr/bin/python3");
     command
         .env("PYTHONDONTWRITEBYTECODE", "1")
@@ -140,7 +140,7 @@ pub fn script(name: &str) -> Command {
 }
 
 /// A file of `tests/memory-scan`.
-pub fn source(name: &str) -> std::path::PathBuf {
+pub(crate) fn source(name: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("memory-scan")
         .join(name)
@@ -165,7 +165,7 @@ fn thread(line: &str) -> Thread {
 ///
 /// # Panics
 /// If it is none.
-pub fn from_hex(text: &str) -> Vec<u8> {
+pub(crate) fn from_hex(text: &str) -> Vec<u8> {
     text.as_bytes()
         .chunks(2)
         .map(|pair| {
@@ -191,7 +191,11 @@ fn mappings(process: i32) -> Vec<Mapping> {
                 start,
                 end,
                 permissions,
-                name: line.split_whitespace().skip(5).collect::<Vec<_>>().join(" "),
+                name: line
+                    .split_whitespace()
+                    .skip(5)
+                    .collect::<Vec<_>>()
+                    .join(" "),
             }
         })
         .collect()
@@ -202,9 +206,9 @@ fn stretches(mapping: &Mapping, table: &File) -> Vec<(u64, u64)> {
     if !mapping.is_anonymous() {
         return vec![(mapping.start, mapping.end)];
     }
-    let mut entries = vec![0; usize::try_from(mapping.len() / PAGE * 8).expect("it fits")];
+    let mut entries = vec![0; usize::try_from(mapping.len() / PAGE as u64 * 8).expect("it fits")];
     table
-        .read_exact_at(&mut entries, mapping.start / PAGE * 8)
+        .read_exact_at(&mut entries, mapping.start / PAGE as u64 * 8)
         .expect("the page table of an anonymous mapping");
     let mut stretches: Vec<(u64, u64)> = Vec::new();
     for (number, entry) in entries.chunks_exact(8).enumerate() {
@@ -212,10 +216,10 @@ fn stretches(mapping: &Mapping, table: &File) -> Vec<(u64, u64)> {
         if entry[7] & 0xc0 == 0 {
             continue;
         }
-        let start = mapping.start + number as u64 * PAGE;
+        let start = mapping.start + (number * PAGE) as u64;
         match stretches.last_mut() {
-            Some((_, end)) if *end == start => *end += PAGE,
-            _ => stretches.push((start, start + PAGE)),
+            Some((_, end)) if *end == start => *end += PAGE as u64,
+            _ => stretches.push((start, start + PAGE as u64)),
         }
     }
     stretches

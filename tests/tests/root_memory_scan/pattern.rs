@@ -19,15 +19,15 @@ const FILTER_BITS: u32 = 20;
 
 /// Something that must not be found.
 #[derive(Clone, Debug)]
-pub struct Secret {
+pub(crate) struct Secret {
     /// What it is, for messages.
-    pub name: String,
+    pub(crate) name: String,
     /// Its bytes.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// The forms that a secret is searched in.
-pub const FORMS: [&str; 10] = [
+pub(crate) const FORMS: [&str; 10] = [
     "raw",
     "xor 0x36",
     "xor 0x5c",
@@ -42,17 +42,17 @@ pub const FORMS: [&str; 10] = [
 
 /// One thing to be found.
 #[derive(Clone, Debug)]
-pub struct Piece {
+pub(crate) struct Piece {
     /// The secret that it is a part of, as an index.
-    pub secret: usize,
+    pub(crate) secret: usize,
     /// Index into [`FORMS`].
-    pub form: usize,
+    pub(crate) form: usize,
     /// What is searched for; [`PREFIX`] bytes or more.
-    pub bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
 }
 
 /// Pieces of secrets, and tables to find them all in one pass.
-pub struct Patterns {
+pub(crate) struct Patterns {
     secrets: Vec<Secret>,
     pieces: Vec<Piece>,
     filter: Vec<u64>,
@@ -61,7 +61,7 @@ pub struct Patterns {
 
 impl Patterns {
     /// All pieces of `secrets` in all forms. The first of two equal pieces counts.
-    pub fn new(secrets: Vec<Secret>) -> Self {
+    pub(crate) fn new(secrets: Vec<Secret>) -> Self {
         let mut patterns = Self {
             secrets: Vec::new(),
             pieces: Vec::new(),
@@ -102,17 +102,17 @@ impl Patterns {
     }
 
     /// The secrets.
-    pub fn secrets(&self) -> &[Secret] {
+    pub(crate) fn secrets(&self) -> &[Secret] {
         &self.secrets
     }
 
     /// All that is searched for.
-    pub fn pieces(&self) -> &[Piece] {
+    pub(crate) fn pieces(&self) -> &[Piece] {
         &self.pieces
     }
 
     /// Calls `found` with the place of each piece in `memory`, at any alignment, and its index.
-    pub fn search(&self, memory: &[u8], mut found: impl FnMut(usize, usize)) {
+    pub(crate) fn search(&self, memory: &[u8], mut found: impl FnMut(usize, usize)) {
         for (at, window) in memory.windows(PREFIX).enumerate() {
             let prefix = word(window);
             let slot = slot(prefix);

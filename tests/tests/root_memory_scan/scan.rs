@@ -9,7 +9,7 @@ use crate::pattern::{FORMS, Patterns};
 
 /// Where in a process something was found.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Place {
+pub(crate) enum Place {
     /// In the registers of a thread.
     Registers {
         /// The thread's name.
@@ -44,38 +44,36 @@ impl fmt::Display for Place {
 
 /// One piece, found.
 #[derive(Clone, Debug)]
-pub struct Hit {
+pub(crate) struct Hit {
     /// Where.
-    pub place: Place,
+    pub(crate) place: Place,
     /// Address, or offset in the register set.
-    pub at: u64,
+    pub(crate) at: u64,
     /// Index of the piece in the patterns.
-    pub piece: usize,
+    pub(crate) piece: usize,
 }
 
 /// What one pass over a process has found.
-pub struct Report {
+pub(crate) struct Report {
     /// All that was found.
-    pub hits: Vec<Hit>,
+    pub(crate) hits: Vec<Hit>,
     /// Bytes of memory that were searched.
-    pub searched: u64,
+    pub(crate) searched: u64,
     /// Mappings of which something could not be read.
-    pub unreadable: Vec<Mapping>,
+    pub(crate) unreadable: Vec<Mapping>,
     /// Bytes of the arenas, readable or not.
-    pub arena_bytes: u64,
+    pub(crate) arena_bytes: u64,
     /// Arenas that do not lie between two guards of a page each.
-    pub unguarded: usize,
+    pub(crate) unguarded: usize,
     /// Threads whose registers were searched.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// How long the process stood still.
-    pub stopped: Duration,
+    pub(crate) stopped: Duration,
 }
 
 impl Report {
     /// Stops a process, searches all of it, and lets it go on.
-    ///
-    /// `arena_bytes` is how large an arena of locked memory is.
-    pub fn of(process: i32, patterns: &Patterns) -> Self {
+    pub(crate) fn of(process: i32, patterns: &Patterns) -> Self {
         let begin = Instant::now();
         let frozen = Frozen::new(process);
         let arenas = arenas(process, &frozen.mappings);
@@ -139,7 +137,11 @@ impl Report {
     }
 
     /// How many pieces were found by place and secret, those that `wanted` lets through.
-    pub fn table(&self, patterns: &Patterns, wanted: impl Fn(&Hit) -> bool) -> BTreeMap<String, usize> {
+    pub(crate) fn table(
+        &self,
+        patterns: &Patterns,
+        wanted: impl Fn(&Hit) -> bool,
+    ) -> BTreeMap<String, usize> {
         let mut table = BTreeMap::new();
         for hit in self.hits.iter().filter(|hit| wanted(hit)) {
             let piece = &patterns.pieces()[hit.piece];
@@ -151,7 +153,7 @@ impl Report {
     }
 
     /// How many pieces were found by place alone.
-    pub fn by_place(&self, wanted: impl Fn(&Hit) -> bool) -> BTreeMap<Place, usize> {
+    pub(crate) fn by_place(&self, wanted: impl Fn(&Hit) -> bool) -> BTreeMap<Place, usize> {
         let mut table = BTreeMap::new();
         for hit in self.hits.iter().filter(|hit| wanted(hit)) {
             *table.entry(hit.place.clone()).or_default() += 1;
@@ -177,7 +179,9 @@ fn place(mapping: &Mapping, threads: &[Thread]) -> Place {
 /// The first addresses of the mappings that are locked ("lo" among the kernel's flags).
 fn arenas(process: i32, mappings: &[Mapping]) -> Vec<u64> {
     let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps")).expect("its mappings");
-    let flags = smaps.lines().filter_map(|line| line.strip_prefix("VmFlags:"));
+    let flags = smaps
+        .lines()
+        .filter_map(|line| line.strip_prefix("VmFlags:"));
     let locked: Vec<u64> = flags
         .zip(mappings)
         .filter(|(flags, _)| flags.split_whitespace().any(|flag| flag == "lo"))
