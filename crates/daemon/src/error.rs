@@ -147,6 +147,14 @@ pub enum Error {
         /// What happened to the key child.
         source: Box<KeyChildError>,
     },
+    /// The embedded key service has no database, and volumes need the keys that were in it.
+    #[error("key database {}: it is gone, and volume {volume} needs a key of it", path.display())]
+    KeyDatabaseLost {
+        /// Where it should be.
+        path: PathBuf,
+        /// One of the volumes.
+        volume: VolumeName,
+    },
     /// It is no key reference.
     #[error(transparent)]
     KeyRef(#[from] KeyRefError),

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,12 @@ impl Keys {
     /// The names of the configured providers.
     pub(crate) fn providers(&self) -> impl Iterator<Item = &Provider> {
         self.providers.values()
+    }
+
+    /// The database of an embedded key service, if it is not there.
+    pub(crate) fn missing_database(&self, provider: &str) -> Option<PathBuf> {
+        let Service::Local(local) = &self.providers.get(provider)?.service;
+        (!local.database.exists()).then(|| local.database.clone())
     }
 
     /// Refuses a key of a provider that is not configured.

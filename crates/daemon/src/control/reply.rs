@@ -40,6 +40,7 @@ fn kind(error: &Error) -> ErrorKind {
         Error::BackingNotAllowed { .. }
         | Error::BadKey { .. }
         | Error::Forbidden { .. }
+        | Error::KeyDatabaseLost { .. }
         | Error::KeyMemory(_)
         | Error::LossRecorded { .. }
         | Error::NoWrappedKey(_)
@@ -157,6 +158,9 @@ fn next_step(error: &Error) -> Option<&'static str> {
             "Restore the layer's `meta` from a copy, and find out who can write the store"
         }
         Error::BadKey { .. } => "Do not use this volume's key; ask the key service's operator",
+        Error::KeyDatabaseLost { .. } => {
+            "Restore it from a backup: a new one is never made in its place"
+        }
         Error::NoSuchProvider { .. } => {
             "Name one of them, or have this one added to sealvold's configuration"
         }

@@ -15,6 +15,7 @@ impl Daemon {
         request: api::CreateKey,
     ) -> Result<api::Key, Error> {
         let key: KeyRef = request.key.parse()?;
+        self.check_key_database(&key).await?;
         let description = self.keys.create(caller, &key).await?;
         tracing::info!(%key, key_id = description.key_id, "key created");
         Ok(described(key.provider(), &description))

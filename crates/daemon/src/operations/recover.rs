@@ -52,17 +52,38 @@ impl Daemon {
             if !local.create || local.database.exists() {
                 continue;
             }
-            let made = match KeyRef::new(&provider.name, FIRST_KEY) {
-                Ok(key) => self.keys.create(Self::itself(), &key).await.map(|_| key),
-                Err(error) => Err(error.into()),
-            };
-            match made {
+            match self.make_first_key(&provider.name).await {
                 Ok(key) => tracing::info!(%key, "made the first key of the embedded key service"),
                 Err(error) => {
                     tracing::error!(provider = provider.name, %error, "no first key");
                     self.failures.set(&provider.name, reply::in_words(&error));
                 }
             }
+        }
+    }
+
+    async fn make_first_key(&self, provider: &str) -> Result<KeyRef, Error> {
+        let key = KeyRef::new(provider, FIRST_KEY)?;
+        self.check_key_database(&key).await?;
+        self.keys.create(Self::itself(), &key).await?;
+        Ok(key)
+    }
+
+    /// Refuses to have a key made where that would begin a new database in place of a lost one.
+    pub(crate) async fn check_key_database(&self, key: &KeyRef) -> Result<(), Error> {
+        let Some(path) = self.keys.missing_database(key.provider()) else {
+            return Ok(());
+        };
+        let rows = self.registry.call(|registry| registry.volumes()).await?;
+        match rows
+            .into_iter()
+            .find(|row| row.key.provider() == key.provider())
+        {
+            Some(row) => Err(Error::KeyDatabaseLost {
+                path,
+                volume: row.name,
+            }),
+            None => Ok(()),
         }
     }
 
