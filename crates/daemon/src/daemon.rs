@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::keychild::Right;
 use sealvol_crypto::locked::{KeyMemory, Policy};
+use sealvol_volume::MapCache;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
 
@@ -25,6 +26,9 @@ use crate::registry::{Registry, VolumeRow};
 use crate::rights::Caller;
 use crate::state_dir::StateDir;
 use crate::working_state::BootId;
+
+/// Memory for the maps of all volumes: 64 MiB hold those of 1 TiB of scattered blocks.
+const MAP_CACHE: usize = 64 << 20;
 
 /// Everything.
 pub(crate) struct Daemon {
@@ -40,6 +44,8 @@ pub(crate) struct Daemon {
     pub(crate) nbd_socket: PathBuf,
     /// What is listened on, as URIs.
     pub(crate) listening: Vec<String>,
+    /// The maps of all volumes, as far as they are in memory.
+    pub(crate) map_cache: Arc<MapCache>,
     /// Below the runtime directory: the working states of volumes.
     pub(crate) working_dir: PathBuf,
     /// This boot.
@@ -84,6 +90,7 @@ impl Daemon {
             keys: parts.keys,
             exports: parts.exports,
             runtime,
+            map_cache: MapCache::new(MAP_CACHE),
             working_dir: parts.working_dir,
             boot: parts.boot,
             nbd_socket: parts.nbd_socket,

@@ -99,7 +99,7 @@ pub enum Error {
     #[error("volume {0}: there is none of that name")]
     NoSuchVolume(VolumeName),
     /// A failed sync is on record (rule R6).
-    #[error("volume {name}: acknowledged writes may be lost: {loss}")]
+    #[error("volume {name}: a sync failed before: {loss}")]
     LossRecorded {
         /// The volume.
         name: VolumeName,

@@ -1,21 +1,22 @@
 //! What a volume is given by the daemon: a runtime for its background tasks and the registry as its
 //! memory outside the layer.
 
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use sealvol_crypto::Commitment;
-use sealvol_volume::{Change, Host, LayerId, Loss, Task, VolumeError};
+use sealvol_volume::{Change, Host, LayerId, Loss, MapCache, Task, VolumeError};
 use tokio::runtime::Handle;
 
 use crate::registry::Registry;
 use crate::working_state::{BootId, WorkingState};
 
 /// The surroundings of the volume whose top layer is `layer`.
-#[derive(Debug)]
 pub(crate) struct LayerHost {
     pub(crate) layer: LayerId,
     pub(crate) registry: Registry,
     pub(crate) runtime: Handle,
+    pub(crate) map_cache: Arc<MapCache>,
     pub(crate) working: WorkingState,
     pub(crate) boot: BootId,
     /// The boot in which the layer was last opened for writing, as the registry has it.
@@ -44,6 +45,10 @@ impl Host for LayerHost {
             // The runtime polls it once more, with a waker that is heard.
             self.runtime.spawn(task);
         }
+    }
+
+    fn map_cache(&self) -> Arc<MapCache> {
+        Arc::clone(&self.map_cache)
     }
 
     fn record_loss(&self, loss: Loss) -> Task<()> {

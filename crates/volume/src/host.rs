@@ -5,10 +5,12 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use sealvol_crypto::Commitment;
 
 use crate::error::{Loss, VolumeError};
+use crate::map::MapCache;
 use crate::page::BlockState;
 
 /// A future without a lifetime, as the host runs it.
@@ -35,6 +37,11 @@ pub struct Change {
 pub trait Host: Send + Sync + 'static {
     /// Runs a task to its end, soon, beside everything else.
     fn spawn(&self, task: Task<()>);
+
+    /// The page cache that the volume's map shares with others. The default is one of its own.
+    fn map_cache(&self) -> Arc<MapCache> {
+        MapCache::new(16 << 20)
+    }
 
     /// Records a loss where the failing store can't lose it. The error that it causes is answered only
     /// after this is done (rule R6).

@@ -41,6 +41,7 @@ pub use host::{Change, Host, Task};
 pub use ids::{DataKeyId, InvalidId, LayerId, VolumeId};
 pub use io::{Extent, PreparedWrite, ReadData, Zeroing};
 pub use layer::{DATA_FILE, META_FILE, create, destroy_keys, read_keys};
+pub use map::MapCache;
 pub use page::BlockState;
 pub use superblock::{LayerParams, MAX_WRAPPED_KEY, WrappedKey};
 pub use volume::{Access, MapRun, Pins, Volume, open};

@@ -140,6 +140,7 @@ pub async fn open<S: Store>(
             exact_from,
             head.root.clone(),
             head.sequence_base.max(1),
+            host.map_cache(),
         ),
         cipher,
         host,

@@ -133,6 +133,7 @@ impl Daemon {
             layer: layer.id,
             registry: self.registry.clone(),
             runtime: self.runtime.clone(),
+            map_cache: Arc::clone(&self.map_cache),
             working: WorkingState::new(&self.working_dir, layer.id, self.boot),
             boot: self.boot,
             opened_in: layer.boot,

@@ -8,6 +8,7 @@ use sealvol_control::api::{self, VolumeName, VolumeState};
 use sealvol_crypto::UnitSize;
 use sealvol_volume::BlockState;
 
+use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
@@ -81,8 +82,16 @@ impl Daemon {
 
     pub(crate) async fn status(&self) -> Result<api::Status, Error> {
         let mut volumes = BTreeMap::new();
+        let mut failures = self.failures.all();
         for volume in self.list_volumes().await?.volumes {
             *volumes.entry(volume.state.to_string()).or_insert(0) += 1;
+            failures.extend(volume.loss.map(|loss| api::Failure {
+                subject: volume.name.to_string(),
+                message: reply::in_words(&Error::LossRecorded {
+                    name: volume.name,
+                    loss,
+                }),
+            }));
         }
         let ready = self.memory.ready();
         let (memory, selftest) = self.memory.look();
@@ -116,7 +125,7 @@ impl Daemon {
             key_memory,
             selftest,
             volumes,
-            failures: self.failures.all(),
+            failures,
         })
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sealvol_store::{IoBuf, Store};
 
-use super::{Cells, Directory, Map, Page, RESIDENT_MAX};
+use super::{Cells, Directory, Map, Page};
 use crate::error::VolumeError;
 use crate::geometry::{
     DIRECTORY_PAGES, DIRECTORY_SPAN, PAGE_LEN, PAGE_SPAN, Place, directory_offset, index,
@@ -44,12 +44,12 @@ impl<S: Store> Map<S> {
             DirectoryEntry::Paged { sequence } => self.read_page(number, sequence).await?,
         };
         let page = Arc::new(page);
-        let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
-        if pages.len() >= RESIDENT_MAX {
-            // Nobody can take a reference while the table is locked for writing, so a count of one is final.
-            pages.retain(|_, page| Arc::strong_count(page) > 1 || !page.is_durable());
-        }
-        pages.insert(number, Arc::clone(&page));
+        self.tables
+            .pages
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, Arc::clone(&page));
+        self.cache.page_added();
         Ok(page)
     }
 
@@ -76,7 +76,10 @@ impl<S: Store> Map<S> {
         if let Some(directory) = self.resident_directory(number) {
             return Ok(directory);
         }
-        let root = self.root.read().unwrap_or_else(PoisonError::into_inner)[index(number)];
+        let root = self
+            .newest_root
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)[index(number)];
         let entries: Box<[AtomicU64]> = (0..DIRECTORY_PAGES).map(|_| AtomicU64::new(0)).collect();
         let mut place = Place::Second;
         if root != 0 {
@@ -93,15 +96,16 @@ impl<S: Store> Map<S> {
             number,
             entries,
             place: Mutex::new(place),
-            written: AtomicU64::new(0),
             changed: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             allocated: AtomicBool::new(root != 0),
         });
-        self.directories
+        self.tables
+            .directories
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(number, Arc::clone(&directory));
+        self.cache.directory_added();
         Ok(directory)
     }
 
@@ -164,7 +168,8 @@ impl<S: Store> Map<S> {
     }
 
     fn resident_directory(&self, number: u64) -> Option<Arc<Directory>> {
-        self.directories
+        self.tables
+            .directories
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&number)

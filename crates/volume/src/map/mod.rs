@@ -7,20 +7,20 @@
 //! Always:
 //! - a *resident* page is the truth about its blocks; for any other page the directory entry is, and for
 //!   any directory that was never written, "absent" is;
-//! - a page becomes resident only once (`load.rs` has one loader at a time), and leaves only while nobody holds it and
-//!   it has no change that is not on disk;
+//! - a page becomes resident only once (`load.rs` has one loader at a time), and leaves (`cache.rs`) only while nobody
+//!   holds it and it has no change that is not on disk;
 //! - a resident page has its space in `meta` (rule R10), so that a commit never meets a full disk;
 //! - `changes` of a page grows after each change of a block and before whoever changed it answers; a page whose
 //!   `durable` equals its `changes` is on disk as it is in memory.
 //!
 //! Never: a decision about who may change a block (range locks) or when a change becomes durable (`commit.rs`).
 
+mod cache;
 mod cells;
 mod load;
 mod runs;
 mod write;
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -28,6 +28,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use sealvol_crypto::SectorCipher;
 use sealvol_store::Store;
 
+use cache::Tables;
+
+pub use cache::MapCache;
 pub(crate) use cells::Cells;
 pub(crate) use runs::{Run, Runs};
 
@@ -36,10 +39,13 @@ use crate::geometry::{DIRECTORY_PAGES, PAGE_BLOCKS, Place, by_page, index};
 use crate::ids::LayerId;
 use crate::page::{BlockState, DirectoryEntry};
 
-/// Clean resident pages beyond this number are dropped: 4096 pages are 16 MiB, the map of 256 GiB.
-const RESIDENT_MAX: usize = 4096;
 /// Pages with changes beyond this number make whoever changes the next one commit first.
 pub(crate) const DIRTY_MAX: usize = 2048;
+/// The same while the cache is over its bound.
+const DIRTY_MAX_CROWDED: usize = 64;
+/// Directory pages whose sequences on disk lag behind; beyond this number a commit writes them, so that they can
+/// leave memory.
+const STALE_MAX: usize = 256;
 
 /// The map of one layer.
 pub(crate) struct Map<S> {
@@ -50,8 +56,10 @@ pub(crate) struct Map<S> {
     exact_from: u64,
     /// Sequences of the directory pages, as the superblock on disk has them; 0: never written.
     root: RwLock<Vec<u64>>,
-    directories: RwLock<HashMap<u64, Arc<Directory>>>,
-    pages: RwLock<HashMap<u64, Arc<Page>>>,
+    /// The same, as they are on disk now: what the next superblock that is written for good will say.
+    newest_root: RwLock<Vec<u64>>,
+    tables: Arc<Tables>,
+    cache: Arc<MapCache>,
     /// Pages with changes that no commit has copied yet.
     dirty: Mutex<Vec<Arc<Page>>>,
     /// Its length, changed under its mutex.
@@ -67,6 +75,8 @@ pub(crate) struct Page {
     changes: AtomicU64,
     durable: AtomicU64,
     queued: AtomicBool,
+    /// Looked at since the cache last thought of dropping it.
+    used: AtomicBool,
     /// Where the newest content on disk lies.
     place: Mutex<Place>,
 }
@@ -79,12 +89,24 @@ impl Page {
             changes: AtomicU64::new(0),
             durable: AtomicU64::new(0),
             queued: AtomicBool::new(false),
+            used: AtomicBool::new(true),
             place: Mutex::new(place),
         }
     }
 
+    /// Whether the cache may drop it: it is on disk, and was not used lately.
+    fn may_go(&self) -> bool {
+        !self.used.swap(false, Ordering::Relaxed) && self.is_durable()
+    }
+
     fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Acquire) == self.changes.load(Ordering::Acquire)
+    }
+}
+
+impl<S> Drop for Map<S> {
+    fn drop(&mut self) {
+        self.cache.removed(&self.tables);
     }
 }
 
@@ -94,8 +116,6 @@ struct Directory {
     /// [`DirectoryEntry`] as bits.
     entries: Box<[AtomicU64]>,
     place: Mutex<Place>,
-    /// Its sequence, if it was written since the layer was opened; else 0.
-    written: AtomicU64,
     /// A state changed that is not on disk: the next commit writes the page.
     changed: AtomicBool,
     /// A sequence changed that is not on disk: clean detach writes the page.
@@ -108,6 +128,11 @@ impl Directory {
     fn entry(&self, page: u64) -> DirectoryEntry {
         let at = index(page % DIRECTORY_PAGES);
         DirectoryEntry::from_bits(self.entries[at].load(Ordering::Acquire))
+    }
+
+    /// Whether the cache may drop it: it is on disk as it is here.
+    fn may_go(&self) -> bool {
+        !self.changed.load(Ordering::Acquire) && !self.stale.load(Ordering::Acquire)
     }
 
     fn set_entry(&self, page: u64, entry: DirectoryEntry) {
@@ -126,15 +151,19 @@ impl<S: Store> Map<S> {
         exact_from: u64,
         root: Vec<u64>,
         sequence: u64,
+        cache: Arc<MapCache>,
     ) -> Self {
+        let tables = Arc::default();
+        cache.register(&tables);
         Self {
             meta,
             cipher,
             layer,
             exact_from,
+            newest_root: RwLock::new(root.clone()),
             root: RwLock::new(root),
-            directories: RwLock::default(),
-            pages: RwLock::default(),
+            tables,
+            cache,
             dirty: Mutex::default(),
             dirty_len: AtomicU64::new(0),
             sequence: AtomicU64::new(sequence),
@@ -205,15 +234,25 @@ impl<S: Store> Map<S> {
 
     /// Whether so many pages wait for a commit that the next change should bring one about.
     pub(crate) fn wants_commit(&self) -> bool {
-        self.dirty_len.load(Ordering::Relaxed) > DIRTY_MAX as u64
+        let max = if self.cache.is_over() {
+            DIRTY_MAX_CROWDED
+        } else {
+            DIRTY_MAX
+        };
+        self.dirty_len.load(Ordering::Relaxed) > max as u64
     }
 
     fn resident(&self, number: u64) -> Option<Arc<Page>> {
-        self.pages
+        let pages = self
+            .tables
+            .pages
             .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&number)
-            .cloned()
+            .unwrap_or_else(PoisonError::into_inner);
+        let page = pages.get(&number)?;
+        if !page.used.load(Ordering::Relaxed) {
+            page.used.store(true, Ordering::Relaxed);
+        }
+        Some(Arc::clone(page))
     }
 
     fn next_sequence(&self) -> u64 {

@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError};
 
 use sealvol_store::{Durability, IoBuf, Store};
 
-use super::{Directory, Map, Page};
+use super::{Directory, Map, Page, STALE_MAX};
 use crate::error::VolumeError;
 use crate::geometry::{
     DIRECTORY_PAGES, PAGE_BLOCKS, PAGE_LEN, directory_offset, index, page_offset,
@@ -142,15 +142,19 @@ impl<S: Store> Map<S> {
         Ok(())
     }
 
-    /// Writes the directory pages whose states changed; with `stale` also those whose sequences did.
+    /// Writes the directory pages whose states changed; with `stale`, or if they have become many, also those whose
+    /// sequences did.
     pub(crate) async fn write_directories(&self, stale: bool) -> Result<Written, VolumeError> {
         let directories: Vec<Arc<Directory>> = {
             let resident = self
+                .tables
                 .directories
                 .read()
                 .unwrap_or_else(PoisonError::into_inner);
             resident.values().cloned().collect()
         };
+        let is_stale = |directory: &&Arc<Directory>| directory.stale.load(Ordering::Acquire);
+        let stale = stale || directories.iter().filter(is_stale).count() > STALE_MAX;
         let mut written = Written::default();
         for directory in directories {
             let changed = directory.changed.swap(false, Ordering::AcqRel);
@@ -188,7 +192,9 @@ impl<S: Store> Map<S> {
             .place
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = place;
-        directory.written.store(sequence, Ordering::Release);
+        self.newest_root
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)[index(directory.number)] = sequence;
         Ok(sequence)
     }
 
@@ -202,25 +208,18 @@ impl<S: Store> Map<S> {
     /// The superblock on disk has this root now.
     pub(crate) fn root_written(&self, root: &[u64]) {
         root.clone_into(&mut self.root.write().unwrap_or_else(PoisonError::into_inner));
+        // After a grow it is longer.
+        self.newest_root
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .resize(root.len(), 0);
     }
 
     /// The root that names every directory page as it is on disk.
     pub(crate) fn exact_root(&self) -> Vec<u64> {
-        let mut root = self
-            .root
+        self.newest_root
             .read()
             .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        let directories = self
-            .directories
-            .read()
-            .unwrap_or_else(PoisonError::into_inner);
-        for directory in directories.values() {
-            let sequence = directory.written.load(Ordering::Acquire);
-            if sequence != 0 {
-                root[index(directory.number)] = sequence;
-            }
-        }
-        root
+            .clone()
     }
 }

@@ -1,0 +1,140 @@
+//! The page cache of map pages: one for all volumes of a daemon, bounded.
+//!
+//! Always: the bound holds but for pages that can't go: those with changes that are not on disk, and those somebody is
+//! looking at. A volume commits early while the cache is over its bound, so that the first kind goes too. A page that was
+//! used since the cache last looked at it gets a second chance.
+//! Never: a wait, and never two maps locked at once: any thread may bring about the eviction of another volume's pages.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use super::{Directory, Page};
+
+/// What a page counts, in bytes: its states and what is around them.
+const PAGE_BYTES: usize = 4096 + 256;
+/// What a directory page counts.
+const DIRECTORY_BYTES: usize = 2048 + 256;
+/// One eviction makes room for several pages, because it looks at all of them.
+const BATCH: usize = 16;
+
+/// The bound, and whose pages count against it. Shared by all volumes that are opened with it.
+pub struct MapCache {
+    bound: usize,
+    resident: AtomicUsize,
+    tables: Mutex<Vec<Weak<Tables>>>,
+}
+
+/// The resident pages of one map.
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) pages: RwLock<HashMap<u64, Arc<Page>>>,
+    pub(super) directories: RwLock<HashMap<u64, Arc<Directory>>>,
+}
+
+impl MapCache {
+    /// A cache of `bytes` bytes: 64 MiB hold the map of 1 TiB of scattered blocks.
+    #[must_use]
+    pub fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            bound: bytes,
+            resident: AtomicUsize::new(0),
+            tables: Mutex::default(),
+        })
+    }
+
+    /// Bytes resident now.
+    #[must_use]
+    pub fn resident(&self) -> usize {
+        self.resident.load(Ordering::Relaxed)
+    }
+
+    /// Whether more is resident than should be.
+    pub(super) fn is_over(&self) -> bool {
+        self.resident() > self.bound
+    }
+
+    pub(super) fn register(&self, tables: &Arc<Tables>) {
+        let mut all = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|tables| tables.strong_count() > 0);
+        all.push(Arc::downgrade(tables));
+    }
+
+    pub(super) fn page_added(&self) {
+        self.added(PAGE_BYTES);
+    }
+
+    pub(super) fn directory_added(&self) {
+        self.added(DIRECTORY_BYTES);
+    }
+
+    fn added(&self, bytes: usize) {
+        let before = self.resident.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > self.bound {
+            self.evict();
+        }
+    }
+
+    /// Frees a part of the bound, from all volumes in turn.
+    fn evict(&self) {
+        let goal = self.bound - self.bound / BATCH;
+        // Two rounds: the first takes away the second chances.
+        for _ in 0..2 {
+            let all = self
+                .tables
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            for tables in all.iter().filter_map(Weak::upgrade) {
+                let resident = self.resident();
+                if resident <= goal {
+                    return;
+                }
+                let freed = tables.evict(resident - goal);
+                self.resident.fetch_sub(freed, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// A map is gone, with everything in it.
+    pub(super) fn removed(&self, tables: &Tables) {
+        let pages = tables
+            .pages
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
+        let directories = tables
+            .directories
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len();
+        let bytes = pages * PAGE_BYTES + directories * DIRECTORY_BYTES;
+        self.resident.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Tables {
+    /// Drops what nobody holds, that is on disk and was not used lately, until `wanted` bytes are free; how many are.
+    fn evict(&self, wanted: usize) -> usize {
+        let mut freed = 0;
+        // Nobody can take a reference while a table is locked for writing, so a count of one is final.
+        self.pages
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, page| {
+                let goes = freed < wanted && Arc::strong_count(page) == 1 && page.may_go();
+                freed += if goes { PAGE_BYTES } else { 0 };
+                !goes
+            });
+        self.directories
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|_, directory| {
+                let goes =
+                    freed < wanted && Arc::strong_count(directory) == 1 && directory.may_go();
+                freed += if goes { DIRECTORY_BYTES } else { 0 };
+                !goes
+            });
+        freed
+    }
+}
