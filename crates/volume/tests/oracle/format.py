@@ -257,7 +257,7 @@ def packed(states):
 
 def golden(keys, out):
     """A clean layer of 17 GiB and three blocks: absent, zero and data, paged and uniform, and one torn place."""
-    size, sector, layer = (17 << 30) + 3 * BLOCK, 512, bytes([0x22] * 16)
+    size, sector, layer = (17 << 30) + 3 * BLOCK, 4096, bytes([0x22] * 16)
     base, exact = 5 << 36, 4 << 36
     files = {"data": {}, "meta": {}}
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use sealvol_crypto::UnitSize;
-use sealvol_store::Directory;
-use sealvol_volume::{BLOCK, Volume};
+use sealvol_store::{Access, Directory};
+use sealvol_volume::{BLOCK, META_FILE, Volume, VolumeError, destroy_keys, read_keys};
 
-use crate::rig::{Disk, Machine, params, pattern};
+use crate::rig::{Disk, Machine, params, pattern, wrapped_keys};
 
 /// What different crashes leave is tried so often at each point.
 const SEEDS: u64 = 12;
@@ -225,4 +225,55 @@ fn the_first_write_of_a_directory_page_can_be_cut_anywhere() {
         );
     });
     assert!(changes >= 10, "{changes}");
+}
+
+/// The wrapped keys as the store has them now.
+fn keys_of(machine: &mut Machine) -> Result<Vec<sealvol_volume::WrappedKey>, VolumeError> {
+    let directory = machine.directory();
+    machine.executor.run(async move {
+        let meta = directory.open(META_FILE, Access::ReadOnly).await.unwrap();
+        read_keys(&meta).await
+    })
+}
+
+#[test]
+fn keys_are_there_until_they_are_destroyed_and_then_in_neither_slot() {
+    for nth in 1.. {
+        for seed in 0..SEEDS {
+            let (mut machine, volume) = used(seed + nth * 1000);
+            machine.close(volume).unwrap();
+            assert_eq!(keys_of(&mut machine).unwrap(), wrapped_keys());
+            machine.disk.cut_power_at(nth);
+            let directory = machine.directory();
+            let destroyed = machine
+                .executor
+                .run(async move { destroy_keys(&directory).await })
+                .is_ok();
+            machine.restart();
+            if nth < 3 {
+                assert!(!destroyed);
+                assert_eq!(
+                    keys_of(&mut machine).unwrap(),
+                    wrapped_keys(),
+                    "one slot is intact until both are to go"
+                );
+            }
+            if destroyed {
+                assert!(nth > 4);
+                assert!(matches!(
+                    keys_of(&mut machine),
+                    Err(VolumeError::NoSuperblock { .. })
+                ));
+                for slot in [0, 256 * 1024] {
+                    assert!(
+                        machine
+                            .raw(META_FILE, slot, 256 * 1024)
+                            .iter()
+                            .all(|&byte| byte == 0)
+                    );
+                }
+                return;
+            }
+        }
+    }
 }

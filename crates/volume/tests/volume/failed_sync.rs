@@ -202,20 +202,18 @@ fn a_loss_is_recorded_before_anyone_hears_of_it() {
         Fault::Fail(Failure::Io),
     );
     let early = machine.start_flush(&volume);
-    while volume.failed().is_none() {
-        machine.executor.steps(1);
-    }
+    machine.executor.until(|| volume.failed().is_some());
     let late = [
         machine.start_flush(&volume),
         machine.start_write(&volume, 0, &block(9), false),
     ];
-    while machine.registry.losses().is_empty() {
-        assert!(
-            !early.is_done() && late.iter().all(|request| !request.is_done()),
-            "answered before the record"
-        );
-        machine.executor.steps(1);
-    }
+    let registry = Arc::clone(&machine.registry);
+    machine.executor.until(|| {
+        let recorded = !registry.losses().is_empty();
+        let answered = early.is_done() || late.iter().any(|request| request.is_done());
+        assert!(recorded || !answered, "answered before the record");
+        recorded
+    });
     for request in std::iter::once(&early).chain(&late) {
         assert!(is_failed(machine.executor.finish(request)));
     }
@@ -233,9 +231,8 @@ fn no_flush_ends_well_while_a_durable_write_records_its_loss() {
     );
     let durable = machine.start_write(&volume, 20 << 30, &block(3), true);
     let failed = |record: &Record| record.outcome == Outcome::Failed;
-    while !machine.disk.journal().iter().any(failed) {
-        machine.executor.steps(1);
-    }
+    let disk = machine.disk.clone();
+    machine.executor.until(|| disk.journal().iter().any(failed));
     let flush = machine.start_flush(&volume);
     assert!(
         is_failed(machine.executor.finish(&flush)),

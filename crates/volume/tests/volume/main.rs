@@ -13,3 +13,4 @@ mod oracle;
 mod refusals;
 mod rig;
 mod space;
+mod threads;

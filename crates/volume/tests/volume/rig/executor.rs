@@ -85,6 +85,16 @@ impl Executor {
         }
     }
 
+    /// Lets things go on, a poll at a time, until `reached`.
+    ///
+    /// # Panics
+    /// If everything waits before that.
+    pub(crate) fn until(&mut self, mut reached: impl FnMut() -> bool) {
+        while !reached() {
+            assert!(self.step(), "nothing goes on, and it is not reached");
+        }
+    }
+
     /// Lets things go on until this one has ended.
     ///
     /// # Panics
