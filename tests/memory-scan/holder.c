@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 // general: rbx, r12 to r15; then mask registers k0 to k7; then 32 vector registers of 64 bytes
-enum { GENERAL = 5 * 8, MASKS = 8 * 8, VECTORS = 32 * 64, REGISTERS = GENERAL + MASKS + VECTORS, LONGEST = 1 << 22 };
+enum { GENERAL = 5 * 8, MASKS = 8 * 8, VECTORS = 32 * 64, REGISTERS = GENERAL + MASKS + VECTORS, LONGEST = 1 << 22, SPARE = 1 << 18 };
 
 static unsigned char registers[REGISTERS] __attribute__((aligned(64)));
 static unsigned char *given;
@@ -80,12 +80,12 @@ int main(void) {
     length = fread(given, 1, LONGEST, stdin);
     tell("heap", given);
 
-    // Freed: the allocator's own links take the first bytes only.
-    unsigned char *freed = malloc(length + 64);
+    // Freed, and long enough that what is allocated later does not reach the copy.
+    unsigned char *freed = malloc(SPARE + length);
     void *behind = malloc(64); // else it would go back to the top of the heap, and on to the kernel
     check(freed != NULL && behind != NULL, "malloc");
-    memcpy(freed + 64, given, length);
-    tell("freed", freed + 64);
+    memcpy(freed + SPARE, given, length);
+    tell("freed", freed + SPARE);
     free(freed);
 
     unsigned char *closed = map(PROT_READ | PROT_WRITE);

@@ -1,7 +1,7 @@
 //! One end of an NBD connection that says exactly what it is told to: whole conversations, pieces of them, or noise. What a
 //! client library refuses to send, this sends.
 //!
-//! Always: whatever it waits for, it waits at most ten seconds. Never: structured replies; who wants them takes libnbd.
+//! Always: whatever it waits for, it waits at most ten seconds. Never: a look into structured replies; who wants that takes libnbd.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -101,15 +101,39 @@ impl Peer {
         let mut peer = Self::connect(address)?;
         peer.take(GREETING_LEN)?;
         peer.send(&client_flags())?;
-        peer.send(&option_go(name))?;
+        peer.haggle(&option_go(name))?;
+        Ok(peer)
+    }
+
+    /// The same with structured replies and the context `base:allocation`: its requests may be BLOCK_STATUS, its replies
+    /// are for nobody to read.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_structured(address: &Address, name: &str) -> io::Result<Self> {
+        let mut peer = Self::connect(address)?;
+        peer.take(GREETING_LEN)?;
+        peer.send(&client_flags())?;
+        peer.haggle(&option(8, &[]))?; // NBD_OPT_STRUCTURED_REPLY
+        let mut context = counted(name);
+        context.extend_from_slice(&1_u32.to_be_bytes());
+        context.extend_from_slice(&counted("base:allocation"));
+        peer.haggle(&option(10, &context))?; // NBD_OPT_SET_META_CONTEXT
+        peer.haggle(&option_go(name))?;
+        Ok(peer)
+    }
+
+    /// Sends an option and reads its replies up to `NBD_REP_ACK`.
+    fn haggle(&mut self, option: &[u8]) -> io::Result<()> {
+        self.send(option)?;
         loop {
-            let head = peer.take(20)?;
+            let head = self.take(20)?;
             let (kind, length) = (u32_at(&head, 12), u32_at(&head, 16));
-            peer.take(length as usize)?;
+            self.take(length as usize)?;
             match kind {
-                1 => return Ok(peer), // NBD_REP_ACK
-                3 => {}               // NBD_REP_INFO
-                refusal => return Err(invalid(format!("GO was answered with {refusal:#x}"))),
+                1 => return Ok(()), // NBD_REP_ACK
+                3 | 4 => {}         // NBD_REP_INFO, NBD_REP_META_CONTEXT
+                refusal => return Err(invalid(format!("an option was refused: {refusal:#x}"))),
             }
         }
     }
@@ -193,6 +217,18 @@ impl Peer {
         }
     }
 
+    /// Ends the connection for all its descriptors.
+    ///
+    /// # Panics
+    /// Never: it may have ended already.
+    pub fn disconnect(&self) {
+        // An error says that the server was faster.
+        let _ = match &self.stream {
+            Stream::Tcp(stream) => stream.shutdown(std::net::Shutdown::Both),
+            Stream::Unix(stream) => stream.shutdown(std::net::Shutdown::Both),
+        };
+    }
+
     /// One more descriptor of the same connection, to read in one thread and write in another.
     ///
     /// # Errors
@@ -253,6 +289,22 @@ impl Peer {
         self.call(&bytes)
     }
 
+    /// Asserts that an ordinary client of `name` gets what it asks for, now.
+    ///
+    /// # Panics
+    /// If it is not served within ten seconds a step, or not what it wrote.
+    #[track_caller]
+    pub fn served(address: &Address, name: &str) {
+        let content = crate::pattern::bytes(7, BLOCK);
+        let read = Self::open(address, name).and_then(|mut peer| {
+            peer.write(0, &content)?;
+            peer.flush()?;
+            peer.read(0, 4096)
+        });
+        let read = read.unwrap_or_else(|error| panic!("an ordinary client is not served: {error}"));
+        assert_eq!(read, content, "what an ordinary client reads");
+    }
+
     /// Makes the export durable.
     ///
     /// # Errors
@@ -279,9 +331,7 @@ pub fn client_flags() -> [u8; 4] {
 /// # Panics
 /// If the name has 4 GiB or more.
 pub fn option_go(name: &str) -> Vec<u8> {
-    let len = u32::try_from(name.len()).expect("a name");
-    let mut data = len.to_be_bytes().to_vec();
-    data.extend_from_slice(name.as_bytes());
+    let mut data = counted(name);
     data.extend_from_slice(&[0; 2]);
     option(7, &data)
 }
@@ -291,14 +341,18 @@ pub fn option_go(name: &str) -> Vec<u8> {
 /// # Panics
 /// If the data has 4 GiB or more.
 pub fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(data.len()).expect("a 32-bit length");
     let mut bytes = b"IHAVEOPT".to_vec();
     bytes.extend_from_slice(&number.to_be_bytes());
-    bytes.extend_from_slice(
-        &u32::try_from(data.len())
-            .expect("a 32-bit length")
-            .to_be_bytes(),
-    );
+    bytes.extend_from_slice(&len.to_be_bytes());
     bytes.extend_from_slice(data);
+    bytes
+}
+
+fn counted(text: &str) -> Vec<u8> {
+    let len = u32::try_from(text.len()).expect("a 32-bit length");
+    let mut bytes = len.to_be_bytes().to_vec();
+    bytes.extend_from_slice(text.as_bytes());
     bytes
 }
 
