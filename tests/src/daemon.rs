@@ -52,7 +52,8 @@ impl<'a> Daemon<'a> {
     ///
     /// # Panics
     /// If it does neither within 30 seconds.
-    pub fn start_by(place: &'a Place, mut command: Command) -> Result<Self, Outcome> {
+    pub fn start_by(place: &'a Place, command: Command) -> Result<Self, Outcome> {
+        let mut command = mortal(&command);
         let starts = std::fs::read_dir(place.log())
             .expect("the log directory")
             .count();
@@ -195,6 +196,23 @@ impl<'a> Daemon<'a> {
         let status = self.running.child().wait().expect("its end");
         assert_eq!(status.code(), Some(0), "sealvold after SIGTERM");
     }
+}
+
+/// The same command, killed by the kernel should this thread end without its `Drop`: a runner that gives up on a test kills only
+/// the test.
+fn mortal(command: &Command) -> Command {
+    let mut mortal = Command::new("setpriv");
+    mortal
+        .args(["--pdeathsig", "KILL"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => mortal.env(name, value),
+            None => mortal.env_remove(name),
+        };
+    }
+    mortal
 }
 
 impl Drop for Daemon<'_> {
