@@ -12,8 +12,8 @@
 //! ```
 //!
 //! What always holds: a closure given to [`with_cleared_residue`] returns nothing secret, and a
-//! panic in it clears all the same. Key set-up clears at once; cipher and MAC calls leave it to the
-//! worker, which calls [`clear_residue`] once per batch, before it sleeps or blocks.
+//! panic in it clears all the same. Key set-up and MAC calls clear at once; cipher calls leave it to
+//! the worker, which calls [`clear_residue`] once per batch, before it sleeps or blocks.
 //!
 //! It never clears what lies above its caller's frame, nor other threads.
 #![allow(unsafe_code)]

@@ -1,9 +1,10 @@
 //! A volume key at work: sector encryption and the MACs over the volume's own metadata.
 //!
 //! All that is secret (720 bytes of round keys, two MAC keys) lies in one slot and is wiped with it.
-//! The calls here leave round keys on the stack and in registers of the calling thread; a worker
+//! Cipher calls leave round keys on the stack and in registers of the calling thread; a worker
 //! clears them once per batch with [`clear_residue`](crate::clear_residue), before it sleeps or
-//! blocks.
+//! blocks. MAC calls clear up at once: they are rare, and what they leave was seen to reach the heap
+//! before their caller cleared, in the unused bytes of values that were moved there.
 //!
 //! XTS hides content; it detects no change. What must not be changed is under a MAC.
 
@@ -147,7 +148,7 @@ impl SectorCipher {
     ///
     /// Compare with [`constant_time_eq`](crate::constant_time_eq).
     pub fn superblock_mac(&self, parts: &[&[u8]]) -> [u8; 32] {
-        hmac_sha256(&self.schedules.superblock_mac, parts)
+        with_cleared_residue(|| hmac_sha256(&self.schedules.superblock_mac, parts))
     }
 
     /// MAC of a map page, its parts taken one after the other: HMAC-SHA256 cut to 16 bytes
@@ -155,7 +156,7 @@ impl SectorCipher {
     ///
     /// Compare with [`constant_time_eq`](crate::constant_time_eq).
     pub fn map_mac(&self, parts: &[&[u8]]) -> [u8; 16] {
-        let mac = hmac_sha256(&self.schedules.map_mac, parts);
+        let mac = with_cleared_residue(|| hmac_sha256(&self.schedules.map_mac, parts));
         *mac.first_chunk().expect("16 of 32 bytes")
     }
 
