@@ -98,17 +98,17 @@ impl MapCache {
 
     /// A map is gone, with everything in it.
     pub(super) fn removed(&self, tables: &Tables) {
-        let pages = tables
-            .pages
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
-        let directories = tables
-            .directories
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len();
-        let bytes = pages * PAGE_BYTES + directories * DIRECTORY_BYTES;
+        // Taken out, and not only counted: another thread may be about to evict from the same tables, and what is
+        // subtracted twice makes the cache look full for ever.
+        let pages =
+            std::mem::take(&mut *tables.pages.write().unwrap_or_else(PoisonError::into_inner));
+        let directories = std::mem::take(
+            &mut *tables
+                .directories
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        let bytes = pages.len() * PAGE_BYTES + directories.len() * DIRECTORY_BYTES;
         self.resident.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
@@ -136,5 +136,34 @@ impl Tables {
                 !goes
             });
         freed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::Place;
+    use crate::map::Cells;
+    use crate::page::BlockState;
+
+    #[test]
+    fn what_a_map_had_is_subtracted_once_when_it_goes_during_an_eviction() {
+        let cache = MapCache::new(1 << 20);
+        let tables = Arc::new(Tables::default());
+        cache.register(&tables);
+        for number in 0..3 {
+            let cells = Cells::uniform(BlockState::Absent);
+            let page = Arc::new(Page::new(number, cells, Place::First));
+            tables.pages.write().unwrap().insert(number, page);
+            cache.page_added();
+        }
+        // An eviction has the tables in its hands while the map is dropped.
+        let evicting = Arc::clone(&tables);
+        cache.removed(&tables);
+        for _ in 0..2 {
+            let freed = evicting.evict(usize::MAX);
+            cache.resident.fetch_sub(freed, Ordering::Relaxed);
+        }
+        assert_eq!(cache.resident(), 0);
     }
 }

@@ -157,13 +157,15 @@ impl<S: Store> Map<S> {
         let stale = stale || directories.iter().filter(is_stale).count() > STALE_MAX;
         let mut written = Written::default();
         for directory in directories {
-            let changed = directory.changed.swap(false, Ordering::AcqRel);
+            let changed = directory.changed.load(Ordering::Acquire);
             let due = changed || stale && directory.stale.load(Ordering::Acquire);
             if !due {
                 continue;
             }
-            directory.stale.store(false, Ordering::Release);
             let sequence = self.write_directory(&directory).await?;
+            // Only now: until then, and for ever if the write failed, the cache must not drop it.
+            directory.changed.store(false, Ordering::Release);
+            directory.stale.store(false, Ordering::Release);
             written.any = true;
             let root = self.root.read().unwrap_or_else(PoisonError::into_inner);
             if root[index(directory.number)] == 0 {

@@ -1,4 +1,4 @@
-//! Power cuts in the middle of random work (rules R1, R2 and R3), several in a row.
+//! Power cuts and killed processes in the middle of random work (rules R1, R2, R3 and R8), several in a row.
 
 use std::sync::{Arc, Mutex};
 
@@ -154,7 +154,7 @@ fn version_of(found: &[u8]) -> u64 {
     u64::from_le_bytes(found[..8].try_into().unwrap())
 }
 
-/// Works until the power goes, or the operations are used up.
+/// Works until the power goes, or the operations are used up; requests may be under way when it returns.
 fn live(machine: &mut Machine, work: &Work, versions: &mut u64) {
     let mut running: Vec<Handle<()>> = Vec::new();
     for _ in 0..OPERATIONS_A_LIFE {
@@ -171,9 +171,6 @@ fn live(machine: &mut Machine, work: &Work, versions: &mut u64) {
         if !machine.disk.is_powered() {
             break;
         }
-    }
-    for handle in &running {
-        machine.executor.finish(handle);
     }
 }
 
@@ -193,6 +190,20 @@ fn reopen(machine: &mut Machine) -> Arc<Volume<Disk>> {
     }
 }
 
+/// The process is killed while the disk goes on: everything that was answered is there, flushed or not.
+fn after_a_kill(machine: &mut Machine, history: &Mutex<History>) -> Arc<Volume<Disk>> {
+    machine.kill();
+    history.lock().unwrap().killed();
+    let volume = machine.open().unwrap();
+    let found = read_all(machine, &volume);
+    let mut history = history.lock().unwrap();
+    let now = history.now();
+    for (piece, bytes) in &found {
+        history.check_read(*piece, bytes, now);
+    }
+    volume
+}
+
 fn several_lives(seed: u64, sector_size: UnitSize) {
     let mut machine = Machine::new(seed, SIZE, sector_size);
     machine.most = machine.random.below(4);
@@ -200,7 +211,14 @@ fn several_lives(seed: u64, sector_size: UnitSize) {
     let mut versions = 0;
     let mut volume = machine.open().unwrap();
     for _ in 0..LIVES {
-        machine.disk.cut_power_at(1 + machine.random.below(150));
+        let killed = machine.random.chance(1, 3);
+        if !killed {
+            machine.disk.cut_power_at(1 + machine.random.below(150));
+        }
+        // From a cache that holds next to nothing to one that holds all.
+        machine
+            .registry
+            .bound_cache(machine.random.pick(&[0, 5000, 10_000, 1 << 20]));
         let work = Work {
             volume,
             history: Arc::clone(&history),
@@ -208,6 +226,10 @@ fn several_lives(seed: u64, sector_size: UnitSize) {
         };
         live(&mut machine, &work, &mut versions);
         drop(work);
+        if killed {
+            volume = after_a_kill(&mut machine, &history);
+            continue;
+        }
         machine.restart();
         volume = reopen(&mut machine);
         let found = read_all(&mut machine, &volume);
@@ -237,7 +259,7 @@ fn several_lives(seed: u64, sector_size: UnitSize) {
 }
 
 #[test]
-fn flushed_writes_survive_power_cuts_and_nothing_unwritten_appears() {
+fn flushed_writes_survive_power_cuts_answered_ones_a_kill_and_nothing_unwritten_appears() {
     for seed in seeds(60) {
         several_lives(seed, UnitSize::B4096);
         several_lives(seed, UnitSize::B512);

@@ -288,6 +288,7 @@ fn campaign<D: Directory>(
     let mut generation = 0;
     for life in 0..3 {
         let most = random.below(4);
+        registry.bound_cache(random.pick(&[0, 5000, 1 << 20]));
         let (opener, chance, host) = (Arc::clone(&directory), random.clone(), Arc::clone(registry));
         let volume = executor
             .run(async move { open_in(&*opener, chance, most, host, Access::Writable, &KEY).await })

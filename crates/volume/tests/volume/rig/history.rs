@@ -37,6 +37,8 @@ struct Made {
     version: u64,
     began: u64,
     over: Option<u64>,
+    /// When whoever asked died without an answer: it has happened by then, or never.
+    given_up: Option<u64>,
     durable: bool,
 }
 
@@ -63,6 +65,7 @@ impl History {
             version,
             began,
             over: None,
+            given_up: None,
             durable: false,
         });
         for piece in pieces {
@@ -118,8 +121,9 @@ impl History {
             .filter(|made| replaces(made))
             .map(|made| made.began)
             .max();
-        let stands =
-            |made: &&&Made| last.is_none_or(|last| made.over.is_none_or(|over| over > last));
+        let stands = |made: &&&Made| {
+            last.is_none_or(|last| made.over.or(made.given_up).is_none_or(|end| end > last))
+        };
         let mut versions: Vec<u64> = made
             .iter()
             .filter(stands)
@@ -151,6 +155,16 @@ impl History {
             )
         });
         texts.collect()
+    }
+
+    /// The process was killed: what was not answered never will be.
+    pub(crate) fn killed(&mut self) {
+        let now = self.now();
+        for change in &mut self.changes {
+            if change.over.is_none() {
+                change.given_up.get_or_insert(now);
+            }
+        }
     }
 
     /// After a crash: what was found is what there is, and is durable.

@@ -154,6 +154,7 @@ impl Machine {
         self.disk.cut_power();
         self.executor.idle();
         self.executor.forget();
+        self.registry.forget_working_state();
         let (disk, seed) = (self.disk.clone(), self.random.next());
         self.executor
             .run(async move { disk.restart(seed).await })
@@ -188,6 +189,11 @@ impl Machine {
                 .1
                 .unwrap();
         });
+    }
+
+    /// Kills the process: nothing of it goes on, the disk and its cache stay as they are.
+    pub(crate) fn kill(&mut self) {
+        self.executor.forget();
     }
 
     pub(crate) fn close(&mut self, volume: Arc<Volume<Disk>>) -> Result<u64, VolumeError> {

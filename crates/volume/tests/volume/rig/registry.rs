@@ -1,10 +1,10 @@
-//! The host of a volume under test: it remembers what the daemon's registry would.
+//! The host of a volume under test: it remembers what the daemon's registry and its runtime directory would.
 
 use std::sync::{Arc, Mutex};
 
 use sealvol_crypto::Commitment;
 use sealvol_store::fault::FaultDisk;
-use sealvol_volume::{Host, LayerParams, Loss, Pins, Task, VolumeError};
+use sealvol_volume::{Change, Host, LayerParams, Loss, MapCache, Pins, Task, VolumeError};
 
 use super::executor::{Spawner, yields};
 
@@ -21,6 +21,17 @@ struct State {
     /// Polls that recording a loss takes.
     slow: u64,
     fails: bool,
+    /// Bytes of the map's cache.
+    cache: usize,
+    /// What the runtime directory holds: it survives the process, and goes with the power.
+    working: Option<Working>,
+}
+
+struct Working {
+    session: u64,
+    changes: Vec<Change>,
+    /// How many of them the commit under way covers.
+    committing: usize,
 }
 
 impl Registry {
@@ -39,6 +50,8 @@ impl Registry {
                 losses: Vec::new(),
                 slow: 0,
                 fails: false,
+                cache: 16 << 20,
+                working: None,
             }),
         })
     }
@@ -65,6 +78,16 @@ impl Registry {
         self.state.lock().unwrap().fails = fails;
     }
 
+    /// Bounds the map's cache of volumes that are opened from now on.
+    pub(crate) fn bound_cache(&self, bytes: usize) {
+        self.state.lock().unwrap().cache = bytes;
+    }
+
+    /// The power is gone, and with it what the runtime directory held.
+    pub(crate) fn forget_working_state(&self) {
+        self.state.lock().unwrap().working = None;
+    }
+
     fn is_powered(&self) -> bool {
         self.disk.as_ref().is_none_or(FaultDisk::is_powered)
     }
@@ -76,6 +99,64 @@ pub(crate) struct RegistryHost(pub(crate) Arc<Registry>);
 impl Host for RegistryHost {
     fn spawn(&self, task: Task<()>) {
         self.0.spawner.spawn(task);
+    }
+
+    fn map_cache(&self) -> Arc<MapCache> {
+        MapCache::new(self.0.state.lock().unwrap().cache)
+    }
+
+    fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {
+        let state = self.0.state.lock().unwrap();
+        let Some(working) = &state.working else {
+            return Ok(Vec::new());
+        };
+        assert!(
+            sessions.contains(&working.session),
+            "the working state is of another opening"
+        );
+        Ok(working.changes.clone())
+    }
+
+    fn begin_session(&self, session: u64, changes: &[Change]) -> Result<(), VolumeError> {
+        if !self.0.is_powered() {
+            return Err(VolumeError::WorkingState("the power is gone".into()));
+        }
+        self.0.state.lock().unwrap().working = Some(Working {
+            session,
+            changes: changes.to_vec(),
+            committing: 0,
+        });
+        Ok(())
+    }
+
+    fn remember(&self, change: Change) -> Result<(), VolumeError> {
+        assert_ne!(change.state, sealvol_volume::BlockState::Absent);
+        let mut state = self.0.state.lock().unwrap();
+        if let Some(working) = &mut state.working {
+            // Now and then there is no room: then a commit comes before the answer.
+            if working.changes.len() >= 20 {
+                return Err(VolumeError::WorkingState("full".into()));
+            }
+            working.changes.push(change);
+        }
+        Ok(())
+    }
+
+    fn commit_begins(&self) {
+        if let Some(working) = &mut self.0.state.lock().unwrap().working {
+            working.committing = working.changes.len();
+        }
+    }
+
+    fn commit_done(&self) {
+        if let Some(working) = &mut self.0.state.lock().unwrap().working {
+            working.changes.drain(..working.committing);
+            working.committing = 0;
+        }
+    }
+
+    fn end_session(&self) {
+        self.0.state.lock().unwrap().working = None;
     }
 
     fn record_loss(&self, loss: Loss) -> Task<()> {
