@@ -171,6 +171,7 @@ fn under_load(watched: &Watched<'_>, patterns: &Patterns, uris: &[String]) {
             "--blockalign=512",
             "--iodepth=16",
             "--fsync=64",
+            "--thread", // one process, so that its end ends the load
             "--time_based",
             "--runtime=60",
         ]);
