@@ -13,6 +13,7 @@
 //! | who may do what | `rights.rs`, `exports.rs` |
 //! | what it trusts | `state_dir.rs`, `registry/` |
 //! | what outlives a killed daemon | `working_state.rs` |
+//! | commits that no client asked for | `write_back.rs` |
 //! | when a key is used, and its record | `keys.rs`, `audit.rs` |
 //! | what each command does | `operations/` |
 //! | what a failure is called | `error.rs`, `control/reply.rs`, `export.rs` |
@@ -41,3 +42,4 @@ pub mod serve;
 mod state_dir;
 mod timestamp;
 mod working_state;
+mod write_back;

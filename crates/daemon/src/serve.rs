@@ -33,7 +33,7 @@ use crate::keys::Keys;
 use crate::listeners::{ListenError, Listeners, NbdListener};
 use crate::registry::{Registry, RegistryError};
 use crate::state_dir::{StateDir, StateDirError};
-use crate::{control, error, hardening, logging, working_state};
+use crate::{control, error, hardening, logging, working_state, write_back};
 
 /// Why the daemon does not start, or did not stop in good order.
 #[derive(Debug, Error)]
@@ -167,6 +167,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
         tracing::warn!("TCP is served: whoever reaches the port may read and write every volume");
     }
     tasks.spawn(answer_control(Arc::clone(&daemon), control));
+    tasks.spawn(write_back::run(Arc::clone(&daemon.exports)));
     // A task of its own: what has begun is carried to its end also when a stop comes in between.
     let again = tokio::spawn({
         let daemon = Arc::clone(&daemon);

@@ -256,6 +256,20 @@ impl<S: Store> Volume<S> {
         }
     }
 
+    /// Commits if there is something that only a commit brings to disk: for a host that calls it now and then, so that a
+    /// client which never flushes loses as little as on a disk with a cache, and trimmed space is freed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::flush`].
+    pub async fn write_back(self: &Arc<Self>) -> Result<(), VolumeError> {
+        if self.map.has_changes() {
+            self.flush().await
+        } else {
+            Ok(())
+        }
+    }
+
     /// The states of a range from its start on, at most `extents_max` of them. The answer may end before the
     /// range does; it is never empty unless the range is.
     ///

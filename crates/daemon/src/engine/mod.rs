@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 pub(crate) use outbox::Outbox;
 pub use socket::Socket;
 
-use crate::exports::{Export, Exports, Peer};
+use crate::exports::{Exports, Peer};
 use connection::Connection;
 use memory::Memory;
 
@@ -84,12 +84,6 @@ impl Engine {
         if self.workers[turn].connections.send((socket, peer)).is_err() {
             tracing::warn!("a connection came while the engine was stopping: closed");
         }
-    }
-
-    /// Answers everything outstanding on the connections of one export and closes them. Nobody gets in any more.
-    pub async fn drain(&self, export: &Export) {
-        export.begin_drain();
-        export.idle().await;
     }
 
     /// Answers everything outstanding on every connection, closes them, ends the workers.

@@ -232,6 +232,11 @@ impl<S: Store> Map<S> {
         }
     }
 
+    /// Whether a page waits for a commit.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.dirty_len.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether so many pages wait for a commit that the next change should bring one about.
     pub(crate) fn wants_commit(&self) -> bool {
         let max = if self.cache.is_over() {
