@@ -277,3 +277,25 @@ fn keys_are_there_until_they_are_destroyed_and_then_in_neither_slot() {
         }
     }
 }
+
+#[test]
+fn a_repair_that_is_cut_leaves_the_slot_that_serves() {
+    // A write of a slot is torn only if it changes several sectors: a longer root table does.
+    const GROWN: u64 = 600 * GIB;
+    for torn in [0, 256 * 1024] {
+        for nth in 1..=14 {
+            for seed in 0..SEEDS {
+                let (mut machine, volume) = used(seed + nth * 1000);
+                machine.close(volume).unwrap();
+                machine.patch(META_FILE, torn + 130, &[0xff; 8]);
+                machine
+                    .registry
+                    .change_pins(|pins| pins.params.size = GROWN);
+                machine.disk.cut_power_at(nth);
+                drop(machine.open());
+                machine.restart();
+                check_goes_on(&mut machine);
+            }
+        }
+    }
+}
