@@ -116,6 +116,9 @@ async fn read_split(export: &Export, session: &Session, outbox: &Outbox, request
         if at != request.offset {
             outbox.room().await;
         }
+        if outbox.is_broken() {
+            return; // nobody is there to take the rest
+        }
         match read(&export.volume, at, next).await {
             Ok(data) => push_chunks(outbox, request.cookie, at, &Rc::new(data), next == end),
             Err(error) => return push_error(session, outbox, request.cookie, &error),
@@ -189,7 +192,7 @@ async fn read_streamed(export: &Export, session: &Session, outbox: &Outbox, requ
     let end = request.offset + u64::from(request.length);
     let mut at = request.offset;
     let mut streamed = None;
-    while at < end {
+    while at < end && !outbox.is_broken() {
         let next = end.min((at / READ_PIECE + 1) * READ_PIECE);
         let data = match read(&export.volume, at, next).await {
             Ok(data) => Rc::new(data),

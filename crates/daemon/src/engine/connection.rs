@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -84,7 +84,8 @@ impl Connection {
         requests::serve(&client, agreed.leftover, self.stop).await;
         client.drain().await;
         client.outbox.give_up();
-        client.outbox.wake();
+        // It may be waiting for a client that reads nothing.
+        writer.abort();
         let _ = writer.await;
     }
 }
@@ -159,15 +160,28 @@ impl Client {
         });
     }
 
+    /// Waits until all that was begun is answered and sent. A request may itself wait for the client to take an
+    /// earlier reply, so a client that takes too long is given up; a slow store is waited for.
     async fn drain(&self) {
-        while self.requests.get() > 0 {
-            self.ended.notified().await;
-        }
-        if tokio::time::timeout(DRAIN_MAX, self.outbox.sent())
+        let mut answered = pin!(self.answered());
+        let mut waited = false;
+        while tokio::time::timeout(DRAIN_MAX / 2, &mut answered)
             .await
             .is_err()
         {
-            tracing::info!(export = %self.export().name, "a client did not take its last replies");
+            // The second look: what waits now may just have been answered.
+            if waited && self.outbox.is_waiting() {
+                tracing::info!(export = %self.export().name, "a client did not take its last replies");
+                self.outbox.give_up();
+            }
+            waited = self.outbox.is_waiting();
         }
+    }
+
+    async fn answered(&self) {
+        while self.requests.get() > 0 {
+            self.ended.notified().await;
+        }
+        self.outbox.sent().await;
     }
 }

@@ -105,6 +105,16 @@ impl Outbox {
         self.filled.notify_one();
     }
 
+    /// Whether there is something that the client has not taken yet.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting.get() > 0
+    }
+
+    /// Whether nothing more can be sent, so that there is nobody to read for.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken.get()
+    }
+
     /// Completes when something was sent.
     pub(super) async fn progress(&self) {
         self.emptied.notified().await;

@@ -37,8 +37,14 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
             return;
         }
         if matches!(flow, Flow::Crowded) {
-            client.room().await;
-            continue;
+            // Room may never come: a client can leave its replies unread for ever.
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                _ = draining.wait_for(|draining| *draining) => return,
+                () = client.outbox.broke() => return,
+                () = client.room() => continue,
+            }
         }
         intake.make_room();
         tokio::select! {
