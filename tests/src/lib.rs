@@ -16,4 +16,5 @@ pub mod pattern;
 pub mod peer;
 pub mod place;
 pub mod programs;
+pub mod resident;
 pub mod superblock;
