@@ -1,11 +1,12 @@
 //! A process as it stands still: its mappings, all bytes that can be read from outside, and the registers of its threads.
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use sealvol_tests::programs::client;
+use sealvol_tests::programs::{client, wait_for};
 use serde_json::Value;
 
 const PAGE: usize = 4096;
@@ -48,6 +49,8 @@ impl Mapping {
 /// A stopped thread.
 #[derive(Debug)]
 pub(crate) struct Thread {
+    /// Its id.
+    pub(crate) id: i32,
     /// Its name.
     pub(crate) name: String,
     /// Where its stack ends at present.
@@ -56,10 +59,18 @@ pub(crate) struct Thread {
     pub(crate) registers: Vec<(String, Vec<u8>)>,
 }
 
-/// A process whose threads are all stopped, until the value is dropped.
+/// Who keeps a process from going on.
+enum Holder {
+    /// freeze.py, until its standard input is closed.
+    Tracer(Child),
+    /// at_exit.py, until this file is there.
+    Gate(PathBuf),
+}
+
+/// A process that stands still, until the value is dropped.
 pub(crate) struct Frozen {
     process: i32,
-    holder: Child,
+    holder: Holder,
     /// Its threads.
     pub(crate) threads: Vec<Thread>,
     /// Its mappings.
@@ -67,33 +78,59 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// Stops a process.
+    /// Stops all threads of a process.
     ///
     /// # Panics
     /// If it cannot be traced.
-    pub(crate) fn new(process: i32) -> Self {
-        let mut holder = script("freeze.py")
+    pub(crate) fn running(process: i32) -> Self {
+        let mut tracer = script("freeze.py")
             .arg(process.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .expect("Python");
-        let output = holder.stdout.take().expect("a pipe");
+        let output = BufReader::new(tracer.stdout.take().expect("a pipe"));
+        Self::told(output, Holder::Tracer(tracer))
+    }
+
+    /// A process that at_exit.py has stopped at its end and told of in `directory`.
+    ///
+    /// # Panics
+    /// If it is not told of within 30 seconds.
+    pub(crate) fn at_exit(directory: &Path) -> Self {
+        let told = wait_for("a process to end", || {
+            File::open(directory.join("stopped")).ok()
+        });
+        let gate = directory.join("continue");
+        Self::told(BufReader::new(told), Holder::Gate(gate))
+    }
+
+    /// The process that its holder tells of: a line per thread, the first of which is the process's own.
+    fn told(lines: impl BufRead, holder: Holder) -> Self {
         let mut frozen = Self {
-            process,
+            process: 0,
             holder,
             threads: Vec::new(),
             mappings: Vec::new(),
         };
-        for line in BufReader::new(output).lines() {
+        for line in lines.lines() {
             let line = line.expect("a line");
             if line == "frozen" {
-                frozen.mappings = mappings(process);
+                frozen.mappings = mappings(frozen.process);
                 return frozen;
             }
-            frozen.threads.push(thread(&line));
+            let thread = thread(&line);
+            if frozen.threads.is_empty() {
+                frozen.process = thread.id;
+            }
+            frozen.threads.push(thread);
         }
-        panic!("process {process} cannot be stopped by ptrace");
+        panic!("the process cannot be stopped by ptrace");
+    }
+
+    /// Its process id.
+    pub(crate) fn process(&self) -> i32 {
+        self.process
     }
 
     /// Calls `with` with each stretch of bytes of `mapping` that can be read, and its address. Gives whether there was something
@@ -125,8 +162,15 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        drop(self.holder.stdin.take());
-        let _ = self.holder.wait();
+        match &mut self.holder {
+            Holder::Tracer(tracer) => {
+                drop(tracer.stdin.take());
+                let _ = tracer.wait();
+            }
+            Holder::Gate(path) => {
+                let _ = File::create(path);
+            }
+        }
     }
 }
 
@@ -140,8 +184,8 @@ pub(crate) fn script(name: &str) -> Command {
 }
 
 /// A file of `tests/memory-scan`.
-pub(crate) fn source(name: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+pub(crate) fn source(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("memory-scan")
         .join(name)
 }
@@ -149,7 +193,9 @@ pub(crate) fn source(name: &str) -> std::path::PathBuf {
 fn thread(line: &str) -> Thread {
     let thread: Value = serde_json::from_str(line).expect("JSON");
     let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let id = thread["id"].as_i64().expect("a number");
     Thread {
+        id: i32::try_from(id).expect("a thread's id"),
         name: text(&thread["name"]),
         stack_pointer: thread["stack_pointer"].as_u64().expect("a number"),
         registers: thread["registers"]

@@ -16,9 +16,10 @@ mod scan;
 mod watched;
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -31,10 +32,10 @@ use sealvol_tests::outcome::Outcome;
 use sealvol_tests::place::{self, needs_root};
 use sealvol_tests::programs::{Running, client, ours, run, wait_for};
 
-use image::{script, source};
+use image::{Frozen, script, source};
 use pattern::{FORMS, Patterns, Secret};
 use scan::{Place, Report};
-use watched::{Moment, Watched, random, secrets_of};
+use watched::{Moment, Watched, assert_searched, control, in_every_form, random, secrets_of};
 
 /// Bytes that the control process loads into registers, in its own order: five general ones, eight masks, 32 vectors.
 const REGISTER_BYTES: usize = 5 * 8 + 8 * 8 + 32 * 64;
@@ -112,8 +113,23 @@ fn through_its_life(place: &place::Place, command: Command, expected: Option<&st
     leave(&mut clients);
 
     under_load(&watched, &patterns, &uris);
+    for name in VOLUMES {
+        daemon
+            .sealvol(&["volume", "resize", name, "--size", "128M"])
+            .succeeded();
+    }
+    for _ in 0..5 {
+        for name in VOLUMES {
+            daemon.detach(name);
+            daemon.attach(name);
+        }
+    }
     std::thread::sleep(Duration::from_secs(1));
-    watched.scan(&patterns, Moment::AtRest, "after the load");
+    watched.scan(
+        &patterns,
+        Moment::AtRest,
+        "after load, resize and new attaches",
+    );
 
     for name in VOLUMES {
         daemon.detach(name);
@@ -198,6 +214,82 @@ fn assert_no_child(daemon: &Daemon<'_>) {
         let children = std::fs::read_to_string(children).expect("its children");
         assert_eq!(children, "", "children of the daemon after an attach");
     }
+}
+
+#[test]
+fn a_daemon_that_attaches_again_after_a_crash_keeps_no_key_outside() {
+    needs_root("read another process's memory and registers");
+    let place = place::Place::new();
+    let daemon = Daemon::start(&place);
+    let content = place.file("content");
+    std::fs::write(&content, random(8 << 20)).expect("a file");
+    for name in VOLUMES {
+        let uri = daemon.volume(name, "64M");
+        run("nbdcopy", &[text(&content), &uri]).succeeded();
+    }
+    daemon.kill();
+    let watched = Watched::start(&place, Daemon::command(&place));
+    for name in VOLUMES {
+        let uri = watched.daemon.uri(name);
+        wait_for("the volume to be attached again", || {
+            (run("nbdinfo", &["--size", &uri]).code == Some(0)).then_some(())
+        });
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    watched.scan(&watched.patterns(), Moment::AtRest, "attached again");
+    watched.daemon.stop();
+}
+
+#[test]
+fn the_key_child_ends_with_no_key_in_its_memory() {
+    needs_root("read another process's memory and registers");
+    let place = place::Place::new();
+    let directory = place.file("at-exit");
+    std::fs::create_dir(&directory).expect("a directory");
+    let traced = place.file("traced-keys");
+    let [tracer, program] = [source("at_exit.py"), ours("sealvol-keys")];
+    let words = [&tracer, &directory, &program].map(|path| text(path));
+    let line = format!("#!/bin/sh\nexec /usr/bin/python3 -B {}\n", words.join(" "));
+    std::fs::write(&traced, line).expect("a file");
+    std::fs::set_permissions(&traced, Permissions::from_mode(0o755)).expect("a changed mode");
+    let config = place.file("sealvold.toml");
+    std::fs::write(&config, format!("key-child = {traced:?}\n")).expect("a file");
+    // With `mlock` its arena can be read, so that it is searched too.
+    let mut command = script("without_secret_memory.py");
+    command
+        .arg(ours("sealvold"))
+        .args(Daemon::arguments(&place));
+    command.arg("--config").arg(&config);
+    let daemon = Daemon::start_by(&place, command).unwrap_or_else(|ended| panic!("{ended}"));
+    daemon
+        .sealvol(&["volume", "create", "held", "--size", "8M"])
+        .succeeded();
+
+    let control = control();
+    std::fs::write(
+        directory.join("control"),
+        in_every_form(&control).into_vec(),
+    )
+    .expect("a file");
+    std::fs::write(directory.join("armed"), "").expect("a file");
+    let mut secrets = vec![control];
+    secrets.extend(secrets_of(&place, &place.layer_files("meta")[0]));
+    let patterns = Patterns::new(secrets);
+    let report = std::thread::scope(|scope| {
+        let attach = scope.spawn(|| daemon.attach("held"));
+        let report = Report::of_frozen(Frozen::at_exit(&directory), &patterns);
+        attach.join().expect("the volume is attached");
+        report
+    });
+    assert_searched(&report, &patterns);
+    println!(
+        "the key child's end: {} KiB searched in {:?}",
+        report.searched >> 10,
+        report.stopped
+    );
+    let leaked = report.table(&patterns, |hit| patterns.pieces()[hit.piece].secret != 0);
+    assert!(leaked.is_empty(), "{leaked:#?}");
+    daemon.stop();
 }
 
 #[test]

@@ -75,8 +75,15 @@ impl Report {
     /// Stops a process, searches all of it, and lets it go on.
     pub(crate) fn of(process: i32, patterns: &Patterns) -> Self {
         let begin = Instant::now();
-        let frozen = Frozen::new(process);
-        let arenas = arenas(process, &frozen.mappings);
+        let mut report = Self::of_frozen(Frozen::running(process), patterns);
+        report.stopped = begin.elapsed();
+        report
+    }
+
+    /// Searches all of a process that stands still, and lets it go on.
+    pub(crate) fn of_frozen(frozen: Frozen, patterns: &Patterns) -> Self {
+        let begin = Instant::now();
+        let arenas = arenas(frozen.process(), &frozen.mappings);
         let mut report = Self {
             hits: Vec::new(),
             searched: 0,
