@@ -7,8 +7,8 @@ use sealvol_volume::{BLOCK, Volume, VolumeError, Zeroing};
 
 use crate::rig::{Disk, Handle, History, Machine, PIECE, Random, pattern, seeds};
 
-/// Two map pages and a half, and three blocks.
-const SIZE: u64 = 160 * (1 << 20) + 3 * BLOCK;
+/// Two directory pages; the last map page is half of one, and three blocks.
+const SIZE: u64 = (16 << 30) + (32 << 20) + 3 * BLOCK;
 const PIECES_A_BLOCK: u64 = BLOCK / PIECE as u64;
 const WINDOW: u64 = 12 * PIECES_A_BLOCK;
 const OPERATIONS_A_LIFE: u64 = 60;
