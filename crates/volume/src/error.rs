@@ -116,7 +116,8 @@ pub enum VolumeError {
     ReadOnly,
     /// The layer is older than what was relied on.
     #[error(
-        "superblock generation {found} is older than {pinned}, which the registry relies on: the layer was rolled back"
+        "superblock generation {found} is older than {pinned}, which the registry relies on: the layer was rolled back; \
+         restore the newer one, or go on from this one by --accept-rollback"
     )]
     RolledBack {
         /// The newest generation found.

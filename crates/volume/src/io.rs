@@ -386,7 +386,7 @@ impl<S: Store> Volume<S> {
 
     /// Puts a change where it survives this process (rule R8). False: there is no room, and a commit must make it
     /// durable before it is acknowledged. Call under the blocks' exclusive lock.
-    fn remember(&self, blocks: &Range<u64>, state: BlockState) -> bool {
+    pub(crate) fn remember(&self, blocks: &Range<u64>, state: BlockState) -> bool {
         let change = Change {
             first: blocks.start,
             blocks: blocks.end - blocks.start,
@@ -396,7 +396,7 @@ impl<S: Store> Volume<S> {
     }
 
     /// Bounds what is dirty in memory: a client that never flushes meets a commit all the same.
-    async fn commit_if_crowded(self: &Arc<Self>) -> Result<(), VolumeError> {
+    pub(crate) async fn commit_if_crowded(self: &Arc<Self>) -> Result<(), VolumeError> {
         if self.map.wants_commit() {
             self.commit().await
         } else {
@@ -607,7 +607,7 @@ impl<S: Store> PreparedWrite<S> {
 }
 
 /// Lets others run before long work goes on.
-async fn yield_now() {
+pub(crate) async fn yield_now() {
     let mut yielded = false;
     poll_fn(|context| {
         if std::mem::replace(&mut yielded, true) {

@@ -99,9 +99,57 @@ pub async fn open<S: Store>(
     access: Access,
     host: Arc<dyn Host>,
 ) -> Result<Arc<Volume<S>>, VolumeError> {
+    open_as(data, meta, cipher, pins, access, host, Rollback::Refuse).await
+}
+
+/// Opens a layer although it is older than what was relied on: the operator accepts that what was written since is gone.
+/// Everything else must hold as for [`open`].
+///
+/// Opened for writing, the layer goes on above the generations and sequences that the lost one may have used, so neither
+/// its superblock nor a page of its map is ever taken for one of this layer. Opened for reading, nothing changes.
+///
+/// # Errors
+///
+/// As [`open`], but [`VolumeError::RolledBack`].
+pub async fn open_rolled_back<S: Store>(
+    data: S,
+    meta: S,
+    cipher: SectorCipher,
+    pins: &Pins,
+    access: Access,
+    host: Arc<dyn Host>,
+) -> Result<Arc<Volume<S>>, VolumeError> {
+    open_as(data, meta, cipher, pins, access, host, Rollback::Accept).await
+}
+
+/// What becomes of a superblock that is older than the registry says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Rollback {
+    Refuse,
+    Accept,
+}
+
+async fn open_as<S: Store>(
+    data: S,
+    meta: S,
+    cipher: SectorCipher,
+    pins: &Pins,
+    access: Access,
+    host: Arc<dyn Host>,
+    rollback: Rollback,
+) -> Result<Arc<Volume<S>>, VolumeError> {
     let cipher = Arc::new(cipher);
     let slots = slots::read(&meta).await?;
-    check_slots(&slots, pins, &cipher)?;
+    if rollback == Rollback::Accept {
+        let generation = pins.generation.min(slots.serving.generation);
+        let pins = Pins {
+            generation,
+            ..pins.clone()
+        };
+        check_slots(&slots, &pins, &cipher)?;
+    } else {
+        check_slots(&slots, pins, &cipher)?;
+    }
     sealvol_crypto::clear_residue();
     let Slots {
         serving,
@@ -116,14 +164,18 @@ pub async fn open<S: Store>(
     };
     check_lengths(&data, &meta, serving.params.size)?;
 
-    let adopted = take_over(&serving, access, &*host)?;
+    // None, unless a rollback was accepted.
+    let lost = pins.generation.saturating_sub(serving.generation);
+    let session = next_session(&serving, lost)?;
+    let adopted = take_over(&serving, session, access, &*host)?;
     let head = match access {
         Access::ReadOnly => serving.clone(),
-        Access::Writable => match begin_writing(&data, &meta, &serving, spare, pins, &cipher).await
-        {
-            Ok(head) => head,
-            Err(failed) => return Err(failed.into_error(serving.params.layer, &*host).await),
-        },
+        Access::Writable => {
+            match begin_writing(&data, &meta, &serving, spare, session, pins, &cipher).await {
+                Ok(head) => head,
+                Err(failed) => return Err(failed.into_error(serving.params.layer, &*host).await),
+            }
+        }
     };
     sealvol_crypto::clear_residue();
     let endless = access == Access::ReadOnly && !head.clean;
@@ -163,6 +215,7 @@ pub async fn open<S: Store>(
 /// What an opening that never closed left in the working state, now part of this session's (rule R8).
 fn take_over(
     serving: &Superblock,
+    session: u64,
     access: Access,
     host: &dyn Host,
 ) -> Result<Vec<Change>, VolumeError> {
@@ -177,7 +230,7 @@ fn take_over(
     match access {
         Access::Writable => {
             // Before the superblock says so: what a session remembers must never be missing.
-            host.begin_session(serving.sequence_base + SEQUENCES_PER_OPEN, &adopted)?;
+            host.begin_session(session, &adopted)?;
             Ok(adopted)
         }
         Access::ReadOnly if adopted.is_empty() => Ok(adopted),
@@ -187,8 +240,24 @@ fn take_over(
     }
 }
 
+/// The sequence base of an opening, above all that `lost` generations that came after this superblock may have used:
+/// each opening raises the generation by one at least, and the base by a fixed step.
+fn next_session(serving: &Superblock, lost: u64) -> Result<u64, VolumeError> {
+    lost.checked_add(1)
+        .and_then(|openings| openings.checked_mul(SEQUENCES_PER_OPEN))
+        .and_then(|sequences| sequences.checked_add(serving.sequence_base))
+        .filter(|&base| base < SEQUENCE_END)
+        .ok_or(VolumeError::Tampered {
+            cause: "its sequence base is one that no use reaches",
+        })
+}
+
 /// Everything that must hold before a byte is written or served.
-fn check_slots(slots: &Slots, pins: &Pins, cipher: &SectorCipher) -> Result<(), VolumeError> {
+pub(crate) fn check_slots(
+    slots: &Slots,
+    pins: &Pins,
+    cipher: &SectorCipher,
+) -> Result<(), VolumeError> {
     let found = &slots.serving;
     if pins
         .commitment
@@ -254,7 +323,7 @@ fn check_identity(found: &LayerParams, pinned: &LayerParams) -> Result<(), Volum
     Ok(())
 }
 
-fn check_lengths<S: Store>(data: &S, meta: &S, size: u64) -> Result<(), VolumeError> {
+pub(crate) fn check_lengths<S: Store>(data: &S, meta: &S, size: u64) -> Result<(), VolumeError> {
     for (file, store, expected) in [("data", data, size), ("meta", meta, meta_len(size))] {
         if store.len() < expected {
             return Err(VolumeError::Truncated {
@@ -273,6 +342,7 @@ async fn begin_writing<S: Store>(
     meta: &S,
     serving: &Superblock,
     spare: u64,
+    session: u64,
     pins: &Pins,
     cipher: &SectorCipher,
 ) -> Result<Superblock, StepFailed> {
@@ -283,14 +353,11 @@ async fn begin_writing<S: Store>(
         head.root
             .resize(geometry::index(directories(pins.params.size)), 0);
     }
-    head.generation += 1;
-    head.sequence_base += SEQUENCES_PER_OPEN;
-    if head.sequence_base >= SEQUENCE_END {
-        let cause = "its sequence base is one that no use reaches";
-        return Err(VolumeError::Tampered { cause }.into());
-    }
+    head.generation = head.generation.max(pins.generation) + 1;
+    head.sequence_base = session;
     if !head.clean {
-        head.exact_from = head.sequence_base;
+        // Not the session's own base: pages of openings that an accepted rollback undid lie between.
+        head.exact_from = serving.sequence_base + SEQUENCES_PER_OPEN;
     }
     head.clean = false;
     head.bind(cipher);

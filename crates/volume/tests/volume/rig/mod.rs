@@ -14,5 +14,5 @@ pub(crate) use machine::{
     Disk, KEY, LAYER, Machine, OTHER_KEY, cipher, open_in, params, wrapped_keys,
 };
 pub(crate) use random::{Random, seeds};
-pub(crate) use registry::Registry;
+pub(crate) use registry::{Registry, RegistryHost};
 pub(crate) use scattered::Scattered;

@@ -1,0 +1,148 @@
+//! Materialising: encrypted zeros in every block that holds no data, so that the bytes of `data` alone are the
+//! whole volume, for programs that know nothing of a presence map (dm-crypt).
+//!
+//! Always:
+//! - a block is looked at, written and entered as `data` under its exclusive lock: a newer write of a client is
+//!   never overwritten, and a punch that waits for the block is cancelled;
+//! - an entry becomes `data` only after its store write completed (rule R1), so the work may stop anywhere: what is
+//!   left to do is what the map calls a hole, and that is where the next call goes on;
+//! - plain zeros read as zeros before, during and after.
+//!
+//! Never: a block that the layer below decides. Absent means "as below" there, not "zeros".
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sealvol_store::{Durability, IoBuf, Store};
+
+use crate::error::VolumeError;
+use crate::geometry::{BLOCK, PAGE_BLOCKS, index};
+use crate::io::yield_now;
+use crate::locks::Mode;
+use crate::page::BlockState;
+use crate::volume::Volume;
+
+/// Blocks that are locked and filled at once: 1 MiB, so that a client's write waits for one store call at most.
+const PIECE: u64 = 256;
+
+/// How far a call of [`Volume::materialise`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Materialised {
+    /// Bytes of encrypted zeros that it wrote.
+    pub written: u64,
+    /// Where the next call is to go on; `None` if it has seen the end of the volume.
+    pub next: Option<u64>,
+}
+
+impl<S: Store> Volume<S> {
+    /// Bytes in blocks that hold no data: what [`Self::materialise`] would write now.
+    ///
+    /// # Errors
+    ///
+    /// Those of loading map pages.
+    pub async fn holes(&self) -> Result<u64, VolumeError> {
+        let end = self.size() / BLOCK;
+        let mut blocks = 0;
+        let mut at = 0;
+        while at < end {
+            let next = end.min((at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
+            let runs = self.map.resolve(at..next).await?;
+            let holes = runs.iter().filter(|run| self.is_hole(run.state));
+            blocks += holes.map(|run| run.blocks).sum::<u64>();
+            yield_now().await;
+            at = next;
+        }
+        Ok(blocks * BLOCK)
+    }
+
+    /// Writes encrypted zeros into blocks that hold no data, from byte `from` on (rounded down to a block), until
+    /// about `bytes_max` are written (at least one piece of 1 MiB is looked at) or the volume ends; then commits.
+    ///
+    /// # Errors
+    ///
+    /// As a write: after [`VolumeError::NoSpace`] the volume goes on, with what was written so far.
+    pub async fn materialise(
+        self: &Arc<Self>,
+        from: u64,
+        bytes_max: u64,
+    ) -> Result<Materialised, VolumeError> {
+        self.check_writable().await?;
+        let mut written = 0;
+        let mut at = from / BLOCK;
+        loop {
+            let end = self.size() / BLOCK;
+            if at >= end {
+                break;
+            }
+            let page = end.min((at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
+            let runs = self.map.resolve(at..page).await?;
+            let hole = runs.iter().find(|run| self.is_hole(run.state));
+            if let Some(hole) = hole {
+                let next = end.min((hole.first / PIECE + 1) * PIECE);
+                written += self.fill(hole.first..next).await?;
+                at = next;
+            } else {
+                at = page;
+            }
+            if written >= bytes_max {
+                break;
+            }
+            yield_now().await;
+        }
+        self.commit().await?;
+        let next = (at < self.size() / BLOCK).then_some(at * BLOCK);
+        Ok(Materialised { written, next })
+    }
+
+    /// Fills the holes of one piece. How many bytes that took.
+    async fn fill(self: &Arc<Self>, piece: Range<u64>) -> Result<u64, VolumeError> {
+        self.check_writable().await?;
+        self.commit_if_crowded().await?;
+        let prepared = self.map.prepare(piece.clone()).await?;
+        let turn = self.locks.lock(piece, Mode::Exclusive).await;
+        let mut written = 0;
+        let mut remembered = true;
+        // Looked at again, now that nobody else can change them.
+        let runs = prepared.runs();
+        for run in runs.iter().filter(|run| self.is_hole(run.state)) {
+            let blocks = run.first..run.first + run.blocks;
+            let zeros = self.sealed_zeros(&blocks);
+            let offset = run.first * BLOCK;
+            let (_, result) = self
+                .data
+                .write_at(zeros, offset, Durability::Volatile)
+                .await;
+            result?;
+            self.punches.cancel(&blocks);
+            self.map.set(&prepared.part(&blocks), BlockState::Data);
+            remembered &= self.remember(&blocks, BlockState::Data);
+            written += run.blocks * BLOCK;
+        }
+        drop(turn);
+        if !remembered {
+            self.commit().await?;
+        }
+        Ok(written)
+    }
+
+    fn sealed_zeros(&self, blocks: &Range<u64>) -> IoBuf {
+        let mut zeros = IoBuf::zeroed(index((blocks.end - blocks.start) * BLOCK));
+        let unit = self.params.sector_size.bytes() as u64;
+        self.cipher.encrypt_in_place(
+            self.params.sector_size,
+            blocks.start * BLOCK / unit,
+            &mut zeros,
+        );
+        // This may not be a worker that does so after each batch.
+        sealvol_crypto::clear_residue();
+        zeros
+    }
+
+    fn is_hole(&self, state: BlockState) -> bool {
+        match state {
+            BlockState::Data => false,
+            BlockState::Zero => true,
+            BlockState::Absent => self.params.parent.is_none(),
+        }
+    }
+}
