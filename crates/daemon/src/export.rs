@@ -20,6 +20,20 @@ const READ_PIECE: u64 = 256 * 1024;
 /// length it is streamed, and a failure can only close the connection.
 pub(crate) const READ_WHOLE_MAX: usize = 1 << 20;
 
+/// Zeros that take space are written in steps of this size; after each it is seen whether the client is still there.
+const ZEROES_STEP: u64 = 32 << 20;
+
+/// What a request other than WRITE holds in memory while it waits for the store.
+pub(crate) fn held_by(request: &Request) -> usize {
+    let length = request.length as usize;
+    match request.command {
+        Command::Read { .. } => READ_WHOLE_MAX.min(length),
+        // A piece of zeros, and the same as ciphertext.
+        Command::WriteZeroes { no_hole: true, .. } => (512 * 1024).min(2 * length),
+        _ => 0,
+    }
+}
+
 /// Why a request failed, as the client is told.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -91,12 +105,13 @@ pub(crate) async fn answer(export: &Export, session: &Session, outbox: &Outbox, 
                 });
                 return;
             }
-            let how = if no_hole {
-                Zeroing::Allocated
+            if no_hole {
+                zero_allocated(export, outbox, request).await
             } else {
-                Zeroing::MayFree
-            };
-            volume.zero(offset, len, how, request.fua).await
+                volume
+                    .zero(offset, len, Zeroing::MayFree, request.fua)
+                    .await
+            }
         }
         // Nothing is kept in plaintext, so there is nothing to fill. WRITE never comes here.
         Command::Cache | Command::Write => Ok(()),
@@ -105,6 +120,26 @@ pub(crate) async fn answer(export: &Export, session: &Session, outbox: &Outbox, 
         Ok(()) => outbox.push(|out| reply::success(out, session, request.cookie)),
         Err(error) => push_error(session, outbox, request.cookie, &error),
     }
+}
+
+/// Zeros that take space: up to 4 GiB are written for 28 bytes of request, so they end with the client that asked.
+async fn zero_allocated(
+    export: &Export,
+    outbox: &Outbox,
+    request: Request,
+) -> Result<(), VolumeError> {
+    let end = request.offset + u64::from(request.length);
+    let mut at = request.offset;
+    while at < end && !outbox.is_broken() {
+        let next = end.min((at / ZEROES_STEP + 1) * ZEROES_STEP);
+        let fua = request.fua && next == end;
+        export
+            .volume
+            .zero(at, next - at, Zeroing::Allocated, fua)
+            .await?;
+        at = next;
+    }
+    Ok(())
 }
 
 /// A READ that may be answered in chunks: each piece leaves when it is there, holes as holes.

@@ -173,6 +173,8 @@ impl Client {
             if waited && self.outbox.is_waiting() {
                 tracing::info!(export = %self.export().name, "a client did not take its last replies");
                 self.outbox.give_up();
+            } else if self.stream.is_hung_up().await {
+                self.outbox.give_up();
             }
             waited = self.outbox.is_waiting();
         }

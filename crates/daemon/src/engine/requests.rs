@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use sealvol_nbd::{Command, Parsed, Request, reply, wire};
 use sealvol_store::IoBuf;
@@ -19,6 +20,9 @@ use crate::export::{self, Failure};
 const BUFFER: usize = 256 * 1024;
 /// A part of a longer payload that is worth a store call of its own.
 const PIECE_MIN: usize = 64 * 1024;
+
+/// A client with much in flight is looked after so often: its end is not seen while nothing is received from it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Serves requests until the client leaves, is sent away, or the export or the engine stops.
 pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watch::Receiver<bool>) {
@@ -44,6 +48,12 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
                 _ = draining.wait_for(|draining| *draining) => return,
                 () = client.outbox.broke() => return,
                 () = client.room() => continue,
+                () = tokio::time::sleep(LOOK_AGAIN) => {
+                    if client.stream.is_hung_up().await {
+                        return;
+                    }
+                    continue;
+                }
             }
         }
         intake.make_room();
@@ -242,12 +252,8 @@ fn begin_request(client: &Rc<Client>, bytes: &[u8]) -> Begun {
 }
 
 fn begin_other(client: &Rc<Client>, request: Request) {
-    let bytes = match request.command {
-        Command::Read { .. } => export::READ_WHOLE_MAX.min(request.length as usize),
-        _ => 0,
-    };
     let own = Rc::clone(client);
-    client.begin(bytes, async move {
+    client.begin(export::held_by(&request), async move {
         export::answer(own.export(), own.gate.session(), &own.outbox, request).await;
     });
 }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::os::unix::net::UnixStream as StdUnixStream;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
@@ -48,6 +49,24 @@ impl Stream {
         match self {
             Self::Unix(stream) => stream.writable().await,
             Self::Tcp(stream) => stream.writable().await,
+        }
+    }
+
+    /// Whether the other end is closed, so that nothing that is sent can arrive. A TCP client that closed in good order is not
+    /// known to have before something is sent to it.
+    pub(super) async fn is_hung_up(&self) -> bool {
+        let either = Interest::READABLE | Interest::WRITABLE;
+        let ready = async {
+            match self {
+                Self::Unix(stream) => stream.ready(either).await,
+                Self::Tcp(stream) => stream.ready(either).await,
+            }
+        };
+        // Neither readable nor writable is not closed either.
+        match tokio::time::timeout(Duration::ZERO, ready).await {
+            Ok(Ok(ready)) => ready.is_write_closed(),
+            Ok(Err(_)) => true,
+            Err(_) => false,
         }
     }
 
