@@ -33,7 +33,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
 
-pub use failure::{FailureClass, Fault, KeyChildError, KeyFailure};
+pub use failure::{FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE};
 pub use message::{
     Batch, CALLS_MAX, Call, CallResult, Confinement, Context, Done, KeyDescription, KeyState,
     KeyVersion, Landlock, LocalService, MasterKey, PROTOCOL_VERSION, Provider, Reply, Right,

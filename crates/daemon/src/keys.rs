@@ -17,7 +17,7 @@ use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
     Answer, Batch, Call, Context, Done, FailureClass, Fault, KeyChild, KeyChildError,
-    KeyDescription, MasterKey, Provider, Right, Service, Wrapped,
+    KeyDescription, LOCKED_MEMORY_UNAVAILABLE, MasterKey, Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::VolumeKey;
 use sealvol_crypto::locked::KeyMemory;
@@ -318,7 +318,10 @@ fn about(name: &VolumeName, mut error: Error) -> Error {
 
 fn may_pass(error: &Error) -> bool {
     match error {
-        Error::Key { failure, .. } => failure.class == FailureClass::Transient,
+        Error::Key { failure, .. } => {
+            failure.class == FailureClass::Transient
+                && failure.provider_error != LOCKED_MEMORY_UNAVAILABLE
+        }
         Error::KeyChild { source, .. } => source.fault() == Fault::Retry,
         _ => false,
     }

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sealvol_control::keychild::{FailureClass, KeyFailure, Right, WRAPPED_MAX};
+use sealvol_control::keychild::{
+    FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, Right, WRAPPED_MAX,
+};
 use sealvol_crypto::locked::LockedError;
 
 /// A refusal. `key` is a key reference (`PROVIDER:KEY`) throughout.
@@ -139,7 +141,7 @@ impl Refusal {
             ),
             Self::LockedMemory(_) => (
                 Transient,
-                "LockedMemoryUnavailable",
+                LOCKED_MEMORY_UNAVAILABLE,
                 "raise the limit the message names",
             ),
             Self::MasterKeyKind { .. } => (

@@ -204,7 +204,11 @@ impl<S: Store> Volume<S> {
         }
         self.write_head(head, next)
             .await
-            .map_err(lost(LostStep::SuperblockWrite))
+            .map_err(lost(LostStep::SuperblockWrite))?;
+        // A registry that can't be written now hears of a later generation: until then only an older superblock
+        // would pass for the newest one.
+        let _ = self.pin().await;
+        Ok(())
     }
 
     async fn sync_meta(&self) -> Result<(), Loss> {

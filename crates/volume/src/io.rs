@@ -346,6 +346,7 @@ impl<S: Store> Volume<S> {
                 |runs: &Runs| runs.any(BlockState::Data) || hides && runs.any(BlockState::Absent);
             if needed(&self.map.resolve(blocks.clone()).await?) {
                 self.commit_if_crowded().await?;
+                self.wait_for_punches().await?;
                 let prepared = self.map.prepare(blocks.clone()).await?;
                 let turn = self.locks.lock(blocks, Mode::Exclusive).await;
                 let mut remembered = true;
@@ -365,6 +366,15 @@ impl<S: Store> Volume<S> {
                 }
             }
             yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Bounds the list of punches: a client that trims every second block of a large volume waits for them.
+    async fn wait_for_punches(self: &Arc<Self>) -> Result<(), VolumeError> {
+        if self.punches.is_crowded() {
+            self.commit().await?;
+            self.punches.idle().await;
         }
         Ok(())
     }

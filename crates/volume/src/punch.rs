@@ -18,6 +18,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use event_listener::{Event, listener};
 use rangemap::RangeSet;
 
+/// Runs of blocks that may wait: about 4 MiB of memory.
+const RUNS_MAX: usize = 65_536;
+
 /// The blocks that wait for their space to be freed, by stage.
 #[derive(Default)]
 pub(crate) struct Punches {
@@ -44,6 +47,12 @@ impl Punches {
         // Under the mutex: `start_round` clears the flag under it, when all stages are empty.
         self.any.store(true, Ordering::SeqCst);
         stages.marked.insert(blocks);
+    }
+
+    /// Whether so many runs wait that whoever wants to add one should wait too.
+    pub(crate) fn is_crowded(&self) -> bool {
+        let mut stages = self.stages();
+        stages.all().iter().map(|stage| stage.len()).sum::<usize>() > RUNS_MAX
     }
 
     /// The blocks are about to be written. Call under their exclusive lock.

@@ -17,6 +17,7 @@ use crate::error::{Loss, LostStep, VolumeError};
 use crate::geometry::{self, MAX_SIZE, check_size, directories, meta_len};
 use crate::host::{Change, Host};
 use crate::ids::LayerId;
+use crate::io::yield_now;
 use crate::layer::slot_allocations;
 use crate::locks::RangeLocks;
 use crate::map::Map;
@@ -528,6 +529,10 @@ impl<S: Store> Volume<S> {
                 }
             }
             at = end;
+            // An empty 64 TiB volume has a million pages to look at.
+            if (at / geometry::PAGE_SPAN).is_multiple_of(1024) {
+                yield_now().await;
+            }
         }
         Ok(runs)
     }
@@ -598,7 +603,7 @@ impl<S: Store> Volume<S> {
         Ok(())
     }
 
-    async fn pin(&self) -> Result<(), VolumeError> {
+    pub(crate) async fn pin(&self) -> Result<(), VolumeError> {
         self.host
             .pin(self.generation(), self.size(), self.cipher.commitment())
             .await

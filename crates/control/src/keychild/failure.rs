@@ -80,6 +80,10 @@ pub struct KeyFailure {
     pub next_step: String,
 }
 
+/// What a provider calls it when the key child got no locked memory. Of the class [`FailureClass::Transient`], because it
+/// says nothing about the key; but no repetition helps before the operator raises a limit.
+pub const LOCKED_MEMORY_UNAVAILABLE: &str = "LockedMemoryUnavailable";
+
 /// Why a batch has no reply. Calls that reached the provider may have taken effect all the same.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

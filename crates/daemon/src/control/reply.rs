@@ -2,7 +2,7 @@
 //! HTTP statuses and exit codes) and says the next step.
 
 use sealvol_control::api::{ApiError, ErrorKind};
-use sealvol_control::keychild::{FailureClass, Fault};
+use sealvol_control::keychild::{FailureClass, Fault, LOCKED_MEMORY_UNAVAILABLE};
 use sealvol_store::StoreError;
 use sealvol_volume::VolumeError;
 
@@ -75,6 +75,9 @@ fn of_key_failure(class: FailureClass, provider_error: &str) -> ErrorKind {
         FailureClass::CallerBug => ErrorKind::Usage,
         FailureClass::GoneForEver => ErrorKind::NotFound,
         FailureClass::KeyUnusable | FailureClass::NotPermitted | FailureClass::WrongKeyOrTamper => {
+            ErrorKind::Refused
+        }
+        FailureClass::Transient if provider_error == LOCKED_MEMORY_UNAVAILABLE => {
             ErrorKind::Refused
         }
         FailureClass::Transient => ErrorKind::Failed,
@@ -213,6 +216,7 @@ mod tests {
             ),
             (FailureClass::GoneForEver, "NotFoundException", 4),
             (FailureClass::Transient, "ThrottlingException", 1),
+            (FailureClass::Transient, LOCKED_MEMORY_UNAVAILABLE, 3),
             (FailureClass::CallerBug, "ValidationException", 2),
             (FailureClass::CallerBug, ALREADY_EXISTS, 5),
         ] {

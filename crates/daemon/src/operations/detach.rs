@@ -14,6 +14,9 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
 
+/// How long a client that has left may take to be gone.
+const LEAVING: Duration = Duration::from_secs(1);
+
 impl Daemon {
     pub(crate) async fn detach_volume(
         &self,
@@ -47,6 +50,8 @@ impl Daemon {
         if force {
             export.begin_drain();
         } else {
+            // A client that has just left is counted until its last requests have ended.
+            let _ = tokio::time::timeout(LEAVING, export.idle()).await;
             let clients = |count| Error::ClientsConnected {
                 name: name.clone(),
                 count,
