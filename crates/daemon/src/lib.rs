@@ -29,6 +29,9 @@ pub mod engine;
 mod error;
 mod export;
 pub mod exports;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hardening;
 mod host;
 mod keys;

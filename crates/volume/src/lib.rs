@@ -25,6 +25,9 @@ mod bytes;
 mod commit;
 mod epoch;
 mod error;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod geometry;
 mod host;
 mod ids;

@@ -132,3 +132,42 @@ async fn receive(stream: &Stream, input: &mut Vec<u8>) -> io::Result<bool> {
     input.truncate(filled + received);
     Ok(received > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+
+    use tokio::time::{Instant, sleep};
+
+    use super::super::socket::Socket;
+    use super::*;
+
+    /// The clock stands still but for who sleeps, so this takes no time.
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_of_a_byte_a_second_is_ended_when_its_time_is_over() {
+        let (server, mut client) = UnixStream::pair().expect("a socket");
+        let stream = Stream::new(Socket::Unix(server)).expect("a runtime");
+        let peer = Peer {
+            uid: Some(0),
+            description: String::new(),
+        };
+        let slow = async {
+            // Client flags, then NBD_OPT_GO with more data than it ever sends.
+            let words = b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\x01\0".iter();
+            for byte in words.chain(std::iter::repeat(&b'x')) {
+                client.write_all(&[*byte]).expect("taken");
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let exports = Exports::new();
+        let began = Instant::now();
+        tokio::select! {
+            ended = run(&stream, &exports, &peer) => {
+                assert_eq!(ended.err().map(|error| error.kind()), Some(io::ErrorKind::TimedOut));
+            }
+            () = slow => {}
+        }
+        assert_eq!(began.elapsed().as_secs(), TIME_MAX.as_secs());
+    }
+}

@@ -5,6 +5,7 @@ mod bodies;
 
 mod gate;
 mod handshake;
+mod kept_corpus;
 mod properties;
 mod replies;
 mod round_trip;
