@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -42,47 +43,45 @@ fn tcp_address(daemon: &Daemon<'_>) -> Address {
     Address::Tcp(port.parse::<SocketAddr>().expect("an address"))
 }
 
-/// All that a client says from its first byte on, with every kind of request in it.
-fn conversation() -> Vec<u8> {
+/// All that a client says from its first byte on, with every kind of request in it, and which of its bytes are payload.
+fn conversation() -> (Vec<u8>, Vec<Range<usize>>) {
     let block = u32::try_from(BLOCK).expect("small");
+    let mut payloads = Vec::new();
     let mut bytes = client_flags().to_vec();
+    let mut write = |bytes: &mut Vec<u8>, flags, cookie, offset| {
+        bytes.extend(request(command::WRITE, flags, cookie, offset, block));
+        payloads.push(bytes.len()..bytes.len() + BLOCK);
+        bytes.extend(pattern::bytes(cookie, BLOCK));
+    };
     bytes.extend(option(8, &[])); // NBD_OPT_STRUCTURED_REPLY
     bytes.extend(option(3, &[])); // NBD_OPT_LIST
     bytes.extend(option_go(NAME));
-    bytes.extend(request(command::WRITE, 0, 1, 1 << 20, block));
-    bytes.extend(pattern::bytes(1, BLOCK));
-    bytes.extend(request(command::READ, 0, 2, 1 << 20, PAYLOAD_MAX));
-    bytes.extend(request(command::TRIM, command::FUA, 3, 2 << 20, 1 << 20));
-    bytes.extend(request(
-        command::WRITE_ZEROES,
-        command::NO_HOLE,
-        4,
-        2 << 20,
-        1 << 20,
-    ));
-    bytes.extend(request(command::FLUSH, 0, 5, 0, 0));
-    bytes.extend(request(
-        command::WRITE,
-        command::FUA,
-        6,
-        (1 << 20) + 1,
-        block,
-    ));
-    bytes.extend(pattern::bytes(2, BLOCK));
-    bytes
+    write(&mut bytes, 0, 1, 1 << 20);
+    for (kind, flags, cookie, offset, length) in [
+        (command::READ, 0, 2, 1 << 20, PAYLOAD_MAX),
+        (command::TRIM, command::FUA, 3, 2 << 20, 1 << 20),
+        (command::WRITE_ZEROES, command::NO_HOLE, 4, 2 << 20, 1 << 20),
+        (command::FLUSH, 0, 5, 0, 0),
+    ] {
+        bytes.extend(request(kind, flags, cookie, offset, length));
+    }
+    write(&mut bytes, command::FUA, 6, (1 << 20) + 1);
+    (bytes, payloads)
 }
 
-/// Leaves after each byte of the conversation; within payloads, after each 256th.
+/// Leaves after each byte of the conversation; within payloads, after each 64th.
 fn leave_after_each_byte(address: &Address) {
-    let conversation = conversation();
-    let is_payload = |cut: usize| {
-        let around = cut.saturating_sub(BLOCK)..(cut + BLOCK).min(conversation.len());
-        conversation[around].len() == 2 * BLOCK && cut % 256 != 0
-    };
-    for cut in (0..=conversation.len()).filter(|&cut| !is_payload(cut)) {
-        let mut peer = Peer::connect(address).expect("accepted");
-        peer.send(&conversation[..cut]).expect("taken");
-        peer.reset();
+    let (bytes, payloads) = conversation();
+    let is_skipped =
+        |cut: usize| !cut.is_multiple_of(64) && payloads.iter().any(|part| part.contains(&cut));
+    for cut in (0..=bytes.len()).filter(|&cut| !is_skipped(cut)) {
+        // A reset takes unread bytes with it: once the server is given time to read them, once not.
+        for time in [0, 1] {
+            let mut peer = Peer::connect(address).expect("accepted");
+            peer.send(&bytes[..cut]).expect("taken");
+            std::thread::sleep(Duration::from_millis(time));
+            peer.reset();
+        }
     }
 }
 

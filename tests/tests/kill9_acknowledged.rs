@@ -132,7 +132,12 @@ impl Writer<'_> {
             self.in_flight.insert(cookie, Sent::Flush(covered));
             return self.peer.send(&request(command::FLUSH, 0, cookie, 0, 0));
         }
-        let count = [1, 1, 1, 2, 4, 16][self.choices.below(6) as usize];
+        let count = match self.choices.below(6) {
+            0 => 2,
+            1 => 4,
+            2 => 16,
+            _ => 1,
+        };
         let first = self.share * SHARE + self.choices.below(SHARE - count);
         let range = first..first + count;
         let busy = self.in_flight.values().any(|sent| match sent {
