@@ -1,7 +1,7 @@
 //! How much memory the connections hold, each and all together.
 //!
-//! Counted: received bytes that are being written, read data on its way to a client, replies that wait. Not counted: the
-//! receive buffer (256 KiB, only while bytes are in it) and a connection's own few KiB.
+//! Counted: received bytes that are being written, zeros that take space while they are, read data on its way to a client,
+//! replies that wait. Not counted: the receive buffer (256 KiB, only while bytes are in it) and a connection's own few KiB.
 //!
 //! Always: a connection begins nothing new while it holds [`CONNECTION_MAX`], or more than [`SURE`] while all
 //! together hold [`TOTAL_MAX`]. So the whole is bounded by `TOTAL_MAX` and, for each connection, `SURE` + the receive buffer +
