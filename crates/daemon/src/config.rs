@@ -247,9 +247,14 @@ fn read_trusted(path: &Path, euid: u32) -> Result<String, ConfigError> {
         )));
     }
     let mut text = String::new();
-    file.take(FILE_BYTES_MAX)
+    file.take(FILE_BYTES_MAX + 1)
         .read_to_string(&mut text)
         .map_err(unreadable)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(untrusted(format!(
+            "it is longer than {FILE_BYTES_MAX} bytes"
+        )));
+    }
     Ok(text)
 }
 

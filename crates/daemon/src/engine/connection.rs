@@ -67,12 +67,12 @@ impl Connection {
         let Some(guard) = Export::connect(&agreed.export) else {
             return;
         };
-        let client = Rc::new(Client::new(
-            stream,
-            guard,
-            Transmission::new(agreed.session),
-            self.memory,
-        ));
+        let Some(held) = Held::new(self.memory) else {
+            tracing::warn!(peer = %self.peer.description, "too many connections: this one was closed");
+            return;
+        };
+        let gate = Transmission::new(agreed.session);
+        let client = Rc::new(Client::new(stream, guard, gate, held));
         let writer = tokio::task::spawn_local({
             let client = Rc::clone(&client);
             async move {
@@ -102,8 +102,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    fn new(stream: Stream, connected: Connected, gate: Transmission, memory: Arc<Memory>) -> Self {
-        let held = Rc::new(Held::new(memory));
+    fn new(stream: Stream, connected: Connected, gate: Transmission, held: Held) -> Self {
+        let held = Rc::new(held);
         Self {
             stream,
             outbox: Outbox::new(Rc::clone(&held)),

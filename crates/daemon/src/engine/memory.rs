@@ -19,9 +19,15 @@ const SURE: usize = 256 << 10;
 /// What all connections may hold beyond that.
 const TOTAL_MAX: usize = 512 << 20;
 
+/// Connections in transmission at once, each of which may hold [`SURE`] and a little more.
+const CONNECTIONS_MAX: usize = 4096;
+
 /// What all connections of an engine hold.
 #[derive(Default)]
-pub(super) struct Memory(AtomicUsize);
+pub(super) struct Memory {
+    bytes: AtomicUsize,
+    connections: AtomicUsize,
+}
 
 /// What one connection holds.
 pub(super) struct Held {
@@ -30,33 +36,37 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn new(all: Arc<Memory>) -> Self {
-        Self {
+    /// Counts a connection in; `None` if there are [`CONNECTIONS_MAX`].
+    pub(super) fn new(all: Arc<Memory>) -> Option<Self> {
+        let others = all.connections.fetch_add(1, Ordering::Relaxed);
+        let held = Self {
             all,
             own: Cell::new(0),
-        }
+        };
+        (others < CONNECTIONS_MAX).then_some(held)
     }
 
     pub(super) fn add(&self, bytes: usize) {
         self.own.set(self.own.get() + bytes);
-        self.all.0.fetch_add(bytes, Ordering::Relaxed);
+        self.all.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn sub(&self, bytes: usize) {
         self.own.set(self.own.get() - bytes);
-        self.all.0.fetch_sub(bytes, Ordering::Relaxed);
+        self.all.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Whether the connection is to begin nothing new.
     pub(super) fn is_full(&self) -> bool {
         let own = self.own.get();
-        own >= CONNECTION_MAX || own >= SURE && self.all.0.load(Ordering::Relaxed) >= TOTAL_MAX
+        own >= CONNECTION_MAX || own >= SURE && self.all.bytes.load(Ordering::Relaxed) >= TOTAL_MAX
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
         self.sub(self.own.get());
+        self.all.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -67,18 +77,31 @@ mod tests {
     #[test]
     fn a_connection_is_sure_of_one_piece_whatever_the_others_hold() {
         let all = Arc::new(Memory::default());
-        let greedy: Vec<_> = (0..40).map(|_| Held::new(Arc::clone(&all))).collect();
+        let greedy: Vec<_> = (0..40)
+            .map(|_| Held::new(Arc::clone(&all)).unwrap())
+            .collect();
         for held in &greedy {
             while !held.is_full() {
                 held.add(1 << 20);
             }
         }
-        assert!(all.0.load(Ordering::Relaxed) < TOTAL_MAX + 40 * (SURE + (1 << 20)));
-        let late = Held::new(Arc::clone(&all));
+        assert!(all.bytes.load(Ordering::Relaxed) < TOTAL_MAX + 40 * (SURE + (1 << 20)));
+        let late = Held::new(Arc::clone(&all)).unwrap();
         assert!(!late.is_full());
         late.add(SURE);
         assert!(late.is_full());
         drop(greedy);
         assert!(!late.is_full());
+    }
+
+    #[test]
+    fn there_is_a_limit_of_connections_and_who_leaves_makes_room() {
+        let all = Arc::new(Memory::default());
+        let mut held: Vec<_> = (0..CONNECTIONS_MAX)
+            .map(|_| Held::new(Arc::clone(&all)).unwrap())
+            .collect();
+        assert!(Held::new(Arc::clone(&all)).is_none());
+        held.pop();
+        assert!(Held::new(all).is_some());
     }
 }

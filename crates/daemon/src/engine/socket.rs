@@ -4,8 +4,12 @@ use std::io::{self, IoSlice};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
+use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
+
+/// A TCP peer that says nothing for so long is asked whether it is there.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// An accepted connection that no runtime owns yet.
 pub enum Socket {
@@ -33,6 +37,9 @@ impl Stream {
                 stream.set_nonblocking(true)?;
                 // Replies are batched here; holding back the last one would only add delay.
                 stream.set_nodelay(true)?;
+                // A peer that vanished would else stay connected for ever.
+                set_socket_keepalive(&stream, true)?;
+                set_tcp_keepidle(&stream, IDLE)?;
                 Ok(Self::Tcp(TcpStream::from_std(stream)?))
             }
         }
