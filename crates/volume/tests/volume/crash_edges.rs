@@ -6,7 +6,7 @@ use sealvol_crypto::UnitSize;
 use sealvol_store::{Access, Directory};
 use sealvol_volume::{BLOCK, META_FILE, Volume, VolumeError, destroy_keys, read_keys};
 
-use crate::rig::{Disk, Machine, params, pattern, wrapped_keys};
+use crate::rig::{Disk, Machine, params, pattern, seeds, wrapped_keys};
 
 /// What different crashes leave is tried so often at each point.
 const SEEDS: u64 = 12;
@@ -99,6 +99,32 @@ fn create_can_be_cut_anywhere_and_done_again() {
                 return;
             }
         }
+    }
+}
+
+#[test]
+fn what_create_made_is_there_after_a_crash() {
+    for seed in seeds(40) {
+        let mut machine = Machine::new(seed, SIZE, UnitSize::B4096);
+        machine.restart();
+        assert_eq!(keys_of(&mut machine).unwrap(), wrapped_keys());
+        let volume = machine.open().unwrap();
+        assert_eq!(machine.read(&volume, 0, 4096).unwrap(), vec![0; 4096]);
+        machine.close(volume).unwrap();
+    }
+}
+
+#[test]
+fn a_grow_that_was_answered_is_there_after_a_crash() {
+    for seed in seeds(40) {
+        let (mut machine, volume) = used(seed);
+        machine
+            .executor
+            .run(async move { volume.grow(40 * GIB).await })
+            .unwrap();
+        machine.restart();
+        check_goes_on(&mut machine);
+        assert_eq!(machine.open().unwrap().size(), 40 * GIB);
     }
 }
 

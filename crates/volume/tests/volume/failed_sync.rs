@@ -326,3 +326,46 @@ fn a_registry_that_can_not_pin_refuses_the_volume() {
     let volume = machine.open().unwrap();
     assert_eq!(machine.read(&volume, 20 << 30, 4096).unwrap(), block(2));
 }
+
+#[test]
+fn what_no_commit_brought_to_disk_is_still_read_after_a_loss() {
+    let directory_page = When::operation(Operation::Write)
+        .file("meta")
+        .range(MIB..64 * MIB);
+    for when in [
+        When::operation(Operation::Sync).file("data"),
+        When::operation(Operation::Sync).file("meta"),
+        When::operation(Operation::Write).file("meta"),
+        directory_page,
+    ] {
+        let mut machine = Machine::new(3, SIZE, UnitSize::B4096);
+        // Nothing stays that can go.
+        machine.registry.bound_cache(0);
+        let volume = machine.open().unwrap();
+        // Two map pages in each of two directories, on disk; then again, so that the directories on disk lag behind.
+        let old = [0, 100 * MIB, 17 << 30, 18 << 30];
+        for fill in 0..2 {
+            for offset in old {
+                let at = offset + u64::from(fill) * BLOCK;
+                machine.write(&volume, at, &block(fill + 1)).unwrap();
+            }
+            machine.flush(&volume).unwrap();
+        }
+        let new = [64 * MIB, 1 << 30, 19 << 30, 36 << 30];
+        for offset in new {
+            machine.write(&volume, offset, &block(3)).unwrap();
+        }
+        machine.disk.inject(when, Fault::Fail(Failure::Io));
+        assert!(is_failed(machine.flush(&volume)));
+        for _ in 0..3 {
+            for offset in old {
+                let found = machine.read(&volume, offset, 8192).unwrap();
+                assert_eq!(found, [block(1), block(2)].concat(), "at {offset}");
+            }
+            for offset in new {
+                let found = machine.read(&volume, offset, 4096).unwrap();
+                assert_eq!(found, block(3), "at {offset}");
+            }
+        }
+    }
+}

@@ -143,10 +143,18 @@ impl Machine {
     }
 
     pub(crate) fn open_as(&mut self, access: Access) -> Result<Arc<Volume<Disk>>, VolumeError> {
+        let open = self.start_open(access);
+        self.executor.finish(&open)
+    }
+
+    pub(crate) fn start_open(
+        &mut self,
+        access: Access,
+    ) -> Handle<Result<Arc<Volume<Disk>>, VolumeError>> {
         let (directory, random) = (self.directory(), self.random.clone());
         let (most, registry, key) = (self.most, Arc::clone(&self.registry), self.key);
         self.executor
-            .run(async move { open_in(&directory, random, most, registry, access, &key).await })
+            .start(async move { open_in(&directory, random, most, registry, access, &key).await })
     }
 
     /// What the power cut left, and nothing in memory.

@@ -25,6 +25,17 @@ struct State {
     cache: usize,
     /// What the runtime directory holds: it survives the process, and goes with the power.
     working: Option<Working>,
+    /// Whether the layer was opened for writing since the power came: then there must be a working state, if it is not
+    /// closed.
+    begun: bool,
+    watch: Watch,
+}
+
+/// What a test does in the middle of a call that the volume makes.
+#[derive(Clone, Default)]
+struct Watch {
+    remembered: Option<Arc<dyn Fn(Change) + Send + Sync>>,
+    commit_begins: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 struct Working {
@@ -52,6 +63,8 @@ impl Registry {
                 fails: false,
                 cache: 16 << 20,
                 working: None,
+                begun: false,
+                watch: Watch::default(),
             }),
         })
     }
@@ -85,7 +98,23 @@ impl Registry {
 
     /// The power is gone, and with it what the runtime directory held.
     pub(crate) fn forget_working_state(&self) {
-        self.state.lock().unwrap().working = None;
+        let mut state = self.state.lock().unwrap();
+        (state.working, state.begun) = (None, false);
+    }
+
+    /// Calls this with each change before it is remembered.
+    pub(crate) fn when_remembered(&self, watch: impl Fn(Change) + Send + Sync + 'static) {
+        self.state.lock().unwrap().watch.remembered = Some(Arc::new(watch));
+    }
+
+    /// Calls this when a commit begins, before what is remembered by then is counted.
+    pub(crate) fn when_commit_begins(&self, watch: impl Fn() + Send + Sync + 'static) {
+        self.state.lock().unwrap().watch.commit_begins = Some(Arc::new(watch));
+    }
+
+    /// Not while the state is locked: whoever watches may call the volume.
+    fn watch(&self) -> Watch {
+        self.state.lock().unwrap().watch.clone()
     }
 
     fn is_powered(&self) -> bool {
@@ -108,6 +137,10 @@ impl Host for RegistryHost {
     fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {
         let state = self.0.state.lock().unwrap();
         let Some(working) = &state.working else {
+            if state.begun {
+                let cause = "there is none".into();
+                return Err(VolumeError::WorkingStateLost { cause });
+            }
             return Ok(Vec::new());
         };
         assert!(
@@ -121,7 +154,9 @@ impl Host for RegistryHost {
         if !self.0.is_powered() {
             return Err(VolumeError::WorkingState("the power is gone".into()));
         }
-        self.0.state.lock().unwrap().working = Some(Working {
+        let mut state = self.0.state.lock().unwrap();
+        state.begun = true;
+        state.working = Some(Working {
             session,
             changes: changes.to_vec(),
             committing: 0,
@@ -131,6 +166,9 @@ impl Host for RegistryHost {
 
     fn remember(&self, change: Change) -> Result<(), VolumeError> {
         assert_ne!(change.state, sealvol_volume::BlockState::Absent);
+        if let Some(watch) = self.0.watch().remembered {
+            watch(change);
+        }
         let mut state = self.0.state.lock().unwrap();
         if let Some(working) = &mut state.working {
             // Now and then there is no room: then a commit comes before the answer.
@@ -143,6 +181,9 @@ impl Host for RegistryHost {
     }
 
     fn commit_begins(&self) {
+        if let Some(watch) = self.0.watch().commit_begins {
+            watch();
+        }
         if let Some(working) = &mut self.0.state.lock().unwrap().working {
             working.committing = working.changes.len();
         }
