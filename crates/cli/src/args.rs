@@ -80,6 +80,17 @@ pub(crate) enum Volume {
         #[arg(long)]
         size: Size,
     },
+    /// Bring a volume's content into one layer, while it is attached
+    Flatten {
+        /// Its name
+        name: VolumeName,
+        /// Write encrypted zeros into every block that holds no data, so that `data` alone is the
+        /// whole volume; what is left when this is interrupted is done when it is run again
+        #[arg(long)]
+        materialise: bool,
+    },
+    /// Register a volume again from its layer, when the registry that knew it is lost
+    Adopt(Adopt),
     /// Delete a volume that is not attached
     Delete {
         /// Its name
@@ -128,6 +139,24 @@ pub(crate) struct Attach {
     /// Go on after a failed sync: acknowledged writes may be gone
     #[arg(long)]
     pub(crate) accept_loss: bool,
+    /// Go on from a layer that is older than the registry relies on: what was written since is gone
+    #[arg(long)]
+    pub(crate) accept_rollback: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Adopt {
+    /// The name it is to have
+    pub(crate) name: VolumeName,
+    /// The directory with the layer's `meta` and `data`, called by the layer's id
+    #[arg(long, value_name = "PATH")]
+    pub(crate) layer_dir: PathBuf,
+    /// The key that is trusted to have wrapped its data key, as PROVIDER:KEY
+    #[arg(long, value_name = "KEYREF")]
+    pub(crate) key: String,
+    /// The block device with its data, if that is not in the directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) device: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -205,6 +234,6 @@ mod tests {
             panic!("another command")
         };
         assert_eq!(attach.allow, Some(vec![0, 107]));
-        assert!(attach.read_only && !attach.accept_loss);
+        assert!(attach.read_only && !attach.accept_loss && !attach.accept_rollback);
     }
 }

@@ -5,6 +5,7 @@
 //! exit code that the API names.
 
 mod args;
+mod flatten;
 mod render;
 mod run;
 mod table;

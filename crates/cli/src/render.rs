@@ -111,6 +111,51 @@ pub(crate) fn resized(volume: &api::Volume) -> String {
     )
 }
 
+pub(crate) fn flattened(name: &api::VolumeName, flattened: &api::Flattened) -> String {
+    match flattened.layers {
+        1 => format!("Volume {name} has one layer: there is nothing to flatten\n"),
+        layers => format!("Volume {name} has {layers} layers\n"),
+    }
+}
+
+pub(crate) fn adopted(adopted: &api::Adopted) -> String {
+    let volume = &adopted.volume;
+    let proof = if adopted.authenticated {
+        "proved by the MAC under its data key"
+    } else {
+        "without a MAC: it was never attached, and its data is empty"
+    };
+    let layer = volume
+        .layers
+        .first()
+        .map_or_else(String::new, |layer| layer.id.clone());
+    let closed = if adopted.clean {
+        "closed in good order"
+    } else {
+        "not closed in good order"
+    };
+    let generation = adopted.generation;
+    fields(&[
+        ("adopted", volume.name.to_string()),
+        ("volume id", volume.id.clone()),
+        ("layer", format!("{layer} ({proof})")),
+        ("size", size_with_bytes(volume.size)),
+        ("sector size", volume.sector_size.to_string()),
+        (
+            "key",
+            format!(
+                "{} ({} version {})",
+                volume.key, volume.key_id, volume.key_version
+            ),
+        ),
+        ("generation", format!("{generation}, {closed}")),
+        (
+            "not proved",
+            "that this is its newest state: an older copy of the layer looks the same".to_owned(),
+        ),
+    ])
+}
+
 pub(crate) fn deleted(deleted: &api::Deleted) -> String {
     let how = if deleted.shredded {
         ", its wrapped keys overwritten"

@@ -232,3 +232,45 @@ fn a_failed_selftest_stands_out() {
         "ok      SHA-256\nFAILED  AES-256-XTS 512: ciphertext differs\n"
     );
 }
+
+#[test]
+fn adopted_says_what_was_proved_and_what_not() {
+    let mut answer = api::Adopted {
+        volume: volume_fixture("found", api::VolumeState::Available),
+        authenticated: true,
+        generation: 7,
+        clean: true,
+    };
+    assert_eq!(
+        adopted(&answer),
+        "\
+adopted      found
+volume id    6f2c0e46-8f0f-4d2e-9a37-2f1f6d0c9b11
+layer        8a1b (proved by the MAC under its data key)
+size         10G (10737418240 bytes)
+sector size  4096
+key          local:default (0d7c version 1)
+generation   7, closed in good order
+not proved   that this is its newest state: an older copy of the layer looks the same
+"
+    );
+    answer.authenticated = false;
+    answer.clean = false;
+    let text = adopted(&answer);
+    assert!(text.contains("8a1b (without a MAC: it was never attached, and its data is empty)"));
+    assert!(text.contains("7, not closed in good order"));
+}
+
+#[test]
+fn flattened_says_that_one_layer_is_flat() {
+    let answer = api::Flattened {
+        layers: 1,
+        written: 0,
+        next: None,
+    };
+    let name = "v".parse().expect("a valid name");
+    assert_eq!(
+        flattened(&name, &answer),
+        "Volume v has one layer: there is nothing to flatten\n"
+    );
+}

@@ -1,29 +1,37 @@
 //! Carries out what was typed: one call to the daemon, one answer, one exit code.
 
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
-use sealvol_control::api::{self, ErrorKind};
+use sealvol_control::api::{self, ErrorKind, VolumeName};
 use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{Attach, Cli, Create, Key, Noun, Volume};
+use crate::args::{Adopt, Attach, Cli, Create, Key, Noun, Volume};
+use crate::flatten::{self, Progress};
 use crate::render;
 
 /// Why a command did not do what it says.
 #[derive(Debug, Error)]
-enum CommandError {
+pub(crate) enum CommandError {
     /// The daemon did not, or could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
     /// The answer could not be printed.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
-    /// The path given cannot be made absolute.
-    #[error("--backing: {0}")]
-    Backing(io::Error),
+    /// A path that was given cannot be made absolute.
+    #[error("{0}: {1}")]
+    Path(&'static str, io::Error),
+    /// Materialising was interrupted.
+    #[error("volume {name}: stopped with {left} bytes of zeros left to write")]
+    Stopped { name: VolumeName, left: u64 },
+    /// Clients gave blocks back as fast as they were filled.
+    #[error("volume {name}: {left} bytes were discarded or zeroed meanwhile, and hold no data")]
+    Discarded { name: VolumeName, left: u64 },
     /// The self-tests ran, and one failed.
     #[error("self-test: {0}")]
     SelfTest(String),
@@ -77,11 +85,13 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
             read_only,
             allow,
             accept_loss,
+            accept_rollback,
         }) => {
             let request = api::AttachVolume {
                 read_only,
                 allow,
                 accept_loss,
+                accept_rollback,
             };
             print.answer(
                 &client.attach_volume(&name, &request).await?,
@@ -100,6 +110,30 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
             print.answer(
                 &client.resize_volume(&name, &request).await?,
                 render::resized,
+            )
+        }
+        Volume::Flatten { name, materialise } => {
+            if materialise {
+                return flatten::materialise(client, Progress::new(print.json), &name).await;
+            }
+            let request = api::FlattenVolume::default();
+            let flattened = client.flatten_volume(&name, &request).await?;
+            print.answer(&flattened, |flattened| render::flattened(&name, flattened))
+        }
+        Volume::Adopt(Adopt {
+            name,
+            layer_dir,
+            key,
+            device,
+        }) => {
+            let request = api::AdoptVolume {
+                layer_dir: absolute("--layer-dir", layer_dir)?,
+                key,
+                device: device.map(|path| absolute("--device", path)).transpose()?,
+            };
+            print.answer(
+                &client.adopt_volume(&name, &request).await?,
+                render::adopted,
             )
         }
         Volume::Delete { name, shred } => {
@@ -127,15 +161,19 @@ async fn key(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandE
 }
 
 fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
-    // A relative path means the caller's folder, not the daemon's.
-    let backing = create.backing.map(std::path::absolute).transpose();
+    let backing = create.backing.map(|path| absolute("--backing", path));
     Ok(api::CreateVolume {
         name: create.name,
         size: create.size.bytes(),
         key: create.key,
         sector_size: Some(create.sector_size),
-        backing: backing.map_err(CommandError::Backing)?,
+        backing: backing.transpose()?,
     })
+}
+
+/// A relative path means the caller's folder, not the daemon's.
+fn absolute(option: &'static str, path: PathBuf) -> Result<PathBuf, CommandError> {
+    std::path::absolute(path).map_err(|error| CommandError::Path(option, error))
 }
 
 /// Prints an answer as it came or as text.
@@ -166,7 +204,15 @@ fn report(error: &CommandError, json: bool) -> ExitCode {
     let (kind, next_step) = match error {
         CommandError::Client(error) => (error.kind(), error.next_step()),
         CommandError::Output(_) => (ErrorKind::Failed, None),
-        CommandError::Backing(_) => (ErrorKind::Usage, None),
+        CommandError::Path(..) => (ErrorKind::Usage, None),
+        CommandError::Stopped { .. } => (
+            ErrorKind::Failed,
+            Some("The volume is in good order; run it again to go on".to_owned()),
+        ),
+        CommandError::Discarded { .. } => (
+            ErrorKind::Failed,
+            Some("Unmount it, or mount it without discard, and run it again".to_owned()),
+        ),
         CommandError::SelfTest(_) => (
             ErrorKind::Failed,
             Some("Do not use this build on this machine".to_owned()),

@@ -64,4 +64,13 @@ fn completions_know_the_verbs() {
     assert_eq!(output.status.code(), Some(0));
     let script = String::from_utf8(output.stdout).expect("a script is text");
     assert!(script.contains("attach") && script.contains("--accept-loss"));
+    for word in [
+        "flatten",
+        "--materialise",
+        "adopt",
+        "--layer-dir",
+        "--accept-rollback",
+    ] {
+        assert!(script.contains(word), "{word}");
+    }
 }

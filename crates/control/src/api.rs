@@ -11,6 +11,9 @@
 //! | `POST /v1/volumes/NAME/attach`    | [`AttachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/detach`    | [`DetachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/resize`    | [`ResizeVolume`]  | [`Volume`]      | administer |
+//! | `GET /v1/volumes/NAME/flatten`    |                   | [`FlattenPlan`] | administer |
+//! | `POST /v1/volumes/NAME/flatten`   | [`FlattenVolume`] | [`Flattened`]   | administer |
+//! | `POST /v1/volumes/NAME/adopt`     | [`AdoptVolume`]   | [`Adopted`]     | administer |
 //! | `GET /v1/volumes/NAME/map[?offset=N]` |               | [`VolumeMap`]   | administer |
 //! | `GET /v1/keys[?provider=P]`       |                   | [`KeyList`]     | any        |
 //! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
@@ -140,6 +143,10 @@ pub struct AttachVolume {
     /// Go on after a recorded failed sync, knowing that acknowledged writes may be gone.
     #[serde(default)]
     pub accept_loss: bool,
+    /// Go on from a superblock that is older than the registry relies on, knowing that what was
+    /// written since is gone.
+    #[serde(default)]
+    pub accept_rollback: bool,
 }
 
 /// Ask to detach a volume: answer what is outstanding, commit, wipe its key.
@@ -157,6 +164,74 @@ pub struct DetachVolume {
 pub struct ResizeVolume {
     /// The new size in bytes, a multiple of 4096, not below the present one.
     pub size: u64,
+}
+
+/// Ask to bring a volume's content into one layer. One call does a bounded part of it, so whoever
+/// asks can stop between two of them; the volume's map remembers how far it has come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlattenVolume {
+    /// Write encrypted zeros into every block that holds no data. The volume must be attached.
+    #[serde(default)]
+    pub materialise: bool,
+    /// The byte to begin at: 0, then what [`Flattened::next`] says.
+    #[serde(default)]
+    pub from: u64,
+    /// Stop when about so many bytes are written; as many as the daemon thinks right if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_max: Option<u64>,
+}
+
+/// What flattening with `materialise` would take now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlattenPlan {
+    /// Bytes of the volume.
+    pub size: u64,
+    /// Bytes in blocks that hold no data: encrypted zeros are to be written there.
+    pub zeros: u64,
+    /// Bytes free where the volume's data is; absent if it has a device to itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub free: Option<u64>,
+}
+
+/// What a [`FlattenVolume`] did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flattened {
+    /// Layers of the volume now.
+    pub layers: usize,
+    /// Bytes of encrypted zeros written by this call.
+    pub written: u64,
+    /// Where to go on; absent when the end was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+}
+
+/// Ask to register a volume again from its layer, when the registry that knew it is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptVolume {
+    /// The directory with `meta` and `data`, called by the layer's id.
+    pub layer_dir: PathBuf,
+    /// `PROVIDER:KEY` that is trusted to have wrapped its data key.
+    pub key: String,
+    /// The block device that holds its data, if `data` is not in the directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<PathBuf>,
+}
+
+/// A volume that was adopted, and what it was adopted on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Adopted {
+    /// The volume as registered now.
+    pub volume: Volume,
+    /// The superblock carried a MAC, and the key proved it. Without one the volume was never
+    /// attached, and its data was found to be empty.
+    pub authenticated: bool,
+    /// The superblock's generation: from now on the registry relies on it. Nothing can tell whether
+    /// it was the newest.
+    pub generation: u64,
+    /// The layer was closed in good order.
+    pub clean: bool,
 }
 
 /// Ask to delete a volume that is not attached.

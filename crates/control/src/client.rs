@@ -187,6 +187,31 @@ impl Client {
         Ok(map)
     }
 
+    /// What materialising a volume would take.
+    pub async fn flatten_plan(&self, name: &VolumeName) -> Result<api::FlattenPlan, ClientError> {
+        self.get(&volume_path(name, "/flatten")).await
+    }
+
+    /// A part of flattening a volume.
+    pub async fn flatten_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::FlattenVolume,
+    ) -> Result<api::Flattened, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/flatten"), request)
+            .await
+    }
+
+    /// Registers a volume from its layer.
+    pub async fn adopt_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::AdoptVolume,
+    ) -> Result<api::Adopted, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/adopt"), request)
+            .await
+    }
+
     /// The keys of a provider, or of all.
     pub async fn keys(&self, provider: Option<&str>) -> Result<api::KeyList, ClientError> {
         let query = provider.map(|name| format!("?provider={}", escaped(name)));

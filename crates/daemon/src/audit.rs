@@ -52,6 +52,12 @@ pub(crate) struct Record {
 pub(crate) enum Operation {
     /// A loss of acknowledged writes was accepted.
     AcceptLoss,
+    /// A superblock older than what was relied on was accepted.
+    AcceptRollback,
+    /// A volume was registered from its layer, or was not.
+    Adopt,
+    /// An attach was refused after its key was unwrapped, or before it was asked for.
+    Attach,
     /// A key-encryption key was made.
     CreateKey,
     /// A volume was deleted.

@@ -13,7 +13,7 @@ use sealvol_control::keychild::{KeyChildError, KeyFailure, Right};
 use sealvol_crypto::KeyError;
 use sealvol_crypto::locked::LockedError;
 use sealvol_store::StoreError;
-use sealvol_volume::VolumeError;
+use sealvol_volume::{VolumeError, VolumeId};
 use thiserror::Error;
 
 use crate::registry::RegistryError;
@@ -98,6 +98,34 @@ pub enum Error {
     /// There is no such volume.
     #[error("volume {0}: there is none of that name")]
     NoSuchVolume(VolumeName),
+    /// There is not the space that materialising takes.
+    #[error(
+        "volume {name}: {needed} bytes of zeros are to be written, {free} bytes are free where its data is"
+    )]
+    NoRoom {
+        /// The volume.
+        name: VolumeName,
+        /// Bytes to be written.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// What is in the directory cannot be adopted as a volume.
+    #[error("layer {}: {cause}", path.display())]
+    NotAdoptable {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        cause: String,
+    },
+    /// The volume is registered already.
+    #[error("volume {id}: it is registered already, as {name}")]
+    Registered {
+        /// Its id, as the layer says.
+        id: VolumeId,
+        /// Its name.
+        name: VolumeName,
+    },
     /// A failed sync is on record (rule R6).
     #[error("volume {name}: a sync failed before: {loss}")]
     LossRecorded {

@@ -33,6 +33,8 @@ pub(crate) enum Accepted {
     MissingState,
     /// A recorded loss. The page cache is dropped, so what the working state speaks of is gone too.
     RecordedLoss,
+    /// A layer older than what was relied on: the working state speaks of what came later.
+    Rollback,
 }
 
 impl Host for LayerHost {
@@ -80,7 +82,7 @@ impl Host for LayerHost {
     }
 
     fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {
-        if self.accepted == Accepted::RecordedLoss {
+        if matches!(self.accepted, Accepted::RecordedLoss | Accepted::Rollback) {
             return Ok(Vec::new());
         }
         match self.working.read(sessions) {

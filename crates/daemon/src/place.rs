@@ -63,6 +63,21 @@ impl Place {
         self.device.is_none()
     }
 
+    /// Bytes that files may still take where `data` is; none for a device, which has its space.
+    pub(crate) fn free(&self) -> Result<Option<u64>, io::Error> {
+        if self.device.is_some() {
+            return Ok(None);
+        }
+        let about = rustix::fs::statvfs(&self.directory)?;
+        Ok(Some(about.f_bavail.saturating_mul(about.f_frsize)))
+    }
+
+    /// Whether `data` is a file of which no byte was ever written. A device never tells.
+    pub(crate) fn data_is_empty(&self) -> Result<bool, io::Error> {
+        let data = self.directory.join(DATA_FILE);
+        Ok(self.device.is_none() && std::fs::symlink_metadata(data)?.blocks() == 0)
+    }
+
     /// Opens and locks both files.
     pub(crate) async fn open(&self, access: Access) -> Result<Files, StoreError> {
         let directory = self.directory()?;

@@ -43,6 +43,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::KeyDatabaseLost { .. }
         | Error::KeyMemory(_)
         | Error::LossRecorded { .. }
+        | Error::NotAdoptable { .. }
         | Error::NoWrappedKey(_)
         | Error::OtherKey { .. }
         | Error::SelfTest(_)
@@ -54,10 +55,13 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::BackingTaken { .. }
         | Error::ClientsConnected { .. }
         | Error::NotAttached(_)
+        | Error::Registered { .. }
         | Error::Registry(RegistryError::NameTaken(_)) => ErrorKind::Conflict,
-        Error::Audit { .. } | Error::Internal(_) | Error::Registry(_) | Error::Stopping => {
-            ErrorKind::Failed
-        }
+        Error::Audit { .. }
+        | Error::Internal(_)
+        | Error::NoRoom { .. }
+        | Error::Registry(_)
+        | Error::Stopping => ErrorKind::Failed,
         Error::Key { failure, .. } => of_key_failure(failure.class, &failure.provider_error),
         Error::KeyChild { source, .. } => match source.fault() {
             Fault::Stop => ErrorKind::Refused,
@@ -152,6 +156,11 @@ fn next_step(error: &Error) -> Option<&'static str> {
         }
         Error::Attached(_) => "Detach it first",
         Error::NotAttached(_) => "Attach it first",
+        Error::NoRoom { .. } => "Make room there; nothing was written",
+        Error::NotAdoptable { .. } => {
+            "Name the directory of a volume's layer as it was made, and the key that wrapped its data key"
+        }
+        Error::Registered { .. } => "Use it by that name",
         Error::ClientsConnected { .. } => "Disconnect them, or detach with --force",
         Error::NoSuchVolume(_) => "See `sealvol volume list`",
         Error::LossRecorded { .. } => {
@@ -291,6 +300,28 @@ mod tests {
             ),
             (Error::BadRequest("x".into()), 2),
             (Error::Stopping, 1),
+            (
+                Error::NoRoom {
+                    name: name(),
+                    needed: 2,
+                    free: 1,
+                },
+                1,
+            ),
+            (
+                Error::NotAdoptable {
+                    path: "/x".into(),
+                    cause: "it is sealed".into(),
+                },
+                3,
+            ),
+            (
+                Error::Registered {
+                    id: sealvol_volume::VolumeId::random(),
+                    name: name(),
+                },
+                5,
+            ),
         ] {
             let reply = error(&failed);
             assert_eq!(reply.kind.exit_code(), exit, "{failed}");

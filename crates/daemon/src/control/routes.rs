@@ -30,6 +30,9 @@ enum Route {
     Detach(VolumeName),
     Resize(VolumeName),
     Map(VolumeName, u64),
+    FlattenPlan(VolumeName),
+    Flatten(VolumeName),
+    Adopt(VolumeName),
     ListKeys(Option<String>),
     CreateKey,
     ShowKey(String),
@@ -50,6 +53,9 @@ impl Route {
             | Self::DeleteVolume(_)
             | Self::Resize(_)
             | Self::Map(..)
+            | Self::FlattenPlan(_)
+            | Self::Flatten(_)
+            | Self::Adopt(_)
             | Self::CreateKey => Some(Right::Administer),
         }
     }
@@ -107,6 +113,13 @@ async fn carry_out(
         ),
         Route::Resize(name) => json(&daemon.resize_volume(name, message(body)?).await?),
         Route::Map(name, offset) => json(&daemon.map_volume(&name, offset).await?),
+        Route::FlattenPlan(name) => json(&daemon.flatten_plan(&name).await?),
+        Route::Flatten(name) => json(
+            &daemon
+                .flatten_volume(&name, message_or_default(body)?)
+                .await?,
+        ),
+        Route::Adopt(name) => json(&daemon.adopt_volume(caller, name, message(body)?).await?),
         Route::ListKeys(provider) => json(&daemon.list_keys(provider.as_deref()).await?),
         Route::CreateKey => json(&daemon.create_key(caller, message(body)?).await?),
         Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
@@ -139,6 +152,9 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["volumes", name, "attach"] if post => Route::Attach(name.parse()?),
         ["volumes", name, "detach"] if post => Route::Detach(name.parse()?),
         ["volumes", name, "resize"] if post => Route::Resize(name.parse()?),
+        ["volumes", name, "flatten"] if get => Route::FlattenPlan(name.parse()?),
+        ["volumes", name, "flatten"] if post => Route::Flatten(name.parse()?),
+        ["volumes", name, "adopt"] if post => Route::Adopt(name.parse()?),
         ["volumes", name, "map"] if get => {
             let offset = match parameter(query, "offset")? {
                 Some(text) => text
@@ -271,6 +287,24 @@ mod tests {
                 Method::POST,
                 "/v1/volumes/v/resize".into(),
                 Route::Resize(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::GET,
+                "/v1/volumes/v/flatten".into(),
+                Route::FlattenPlan(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/flatten".into(),
+                Route::Flatten(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/adopt".into(),
+                Route::Adopt(v.clone()),
                 Some(Right::Administer),
             ),
             (

@@ -5,7 +5,7 @@
 //! ```
 //! What always holds: nothing is written to the layer before the key has proved to be the pinned one
 //! and the superblock has agreed with the registry; the encryption context comes from the registry;
-//! whatever fails on the way leaves no key in memory and no lock on a file.
+//! whatever fails on the way leaves no key in memory and no lock on a file, and a record with its cause in the audit log.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{SectorCipher, VolumeKey};
 use sealvol_store::{FileStore, Store as _};
-use sealvol_volume::{Volume, VolumeError, WrappedKey, read_keys};
+use sealvol_volume::{Volume, VolumeError, WrappedKey, open_rolled_back, read_keys, read_layer};
 
 use super::{pins, subject};
 use crate::audit::{Operation, Record};
@@ -44,7 +44,15 @@ impl Daemon {
             by: caller.uid,
         };
         let volume = self
-            .open_volume(caller, &row, attached.read_only, request.accept_loss)
+            .open_volume(
+                caller,
+                &row,
+                attached.read_only,
+                Accepts {
+                    loss: request.accept_loss,
+                    rollback: request.accept_rollback,
+                },
+            )
             .await?;
         let (id, registered) = (row.id, attached.clone());
         let recorded = self
@@ -70,7 +78,7 @@ impl Daemon {
             return Ok(());
         };
         let volume = self
-            .open_volume(Self::itself(), &row, attached.read_only, false)
+            .open_volume(Self::itself(), &row, attached.read_only, Accepts::default())
             .await?;
         self.serve(&row, volume, attached);
         Ok(())
@@ -86,15 +94,39 @@ impl Daemon {
         allow
     }
 
+    /// Opens it, or leaves a record of why not.
     async fn open_volume(
         &self,
         caller: Caller,
         row: &VolumeRow,
         read_only: bool,
-        accept_loss: bool,
+        accepts: Accepts,
+    ) -> Result<Arc<Volume<FileStore>>, Error> {
+        let opened = self.open_checked(caller, row, read_only, accepts).await;
+        if let Err(error) = &opened
+            && !is_recorded(error)
+        {
+            let record = Record {
+                key: Some(row.key.to_string()),
+                result: error.to_string(),
+                ..about(row, Operation::Attach, caller)
+            };
+            if let Err(error) = self.audit.append(record).await {
+                tracing::error!(volume = %row.name, %error, "the refusal could not be recorded");
+            }
+        }
+        opened
+    }
+
+    async fn open_checked(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        read_only: bool,
+        accepts: Accepts,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
         let name = &row.name;
-        if let Some(loss) = row.loss.clone().filter(|_| !accept_loss) {
+        if let Some(loss) = row.loss.clone().filter(|_| !accepts.loss) {
             return Err(Error::LossRecorded {
                 name: name.clone(),
                 loss,
@@ -114,19 +146,23 @@ impl Daemon {
             )
         };
         let files = place.open(store_access).await.map_err(Error::store(name))?;
-        let accepted = match (&row.loss, accept_loss) {
+        let accepted = match (&row.loss, accepts.loss) {
             (Some(loss), _) => {
-                self.record_acceptance(caller, row, loss).await?;
+                self.record_acceptance(caller, row, Operation::AcceptLoss, loss)
+                    .await?;
                 discard_caches(row, &files).await?;
                 Accepted::RecordedLoss
             }
             (None, true) => {
                 let missing = "whatever its working state may lack";
-                self.record_acceptance(caller, row, missing).await?;
+                self.record_acceptance(caller, row, Operation::AcceptLoss, missing)
+                    .await?;
                 Accepted::MissingState
             }
             (None, false) => Accepted::Nothing,
         };
+        let older = accepts.rollback && self.accept_rollback(caller, row, &layer, &files).await?;
+        let accepted = if older { Accepted::Rollback } else { accepted };
         let wrapped = wrapped_key(row, &layer, &files).await?;
         let cipher = self.load_key(caller, row, &layer, wrapped).await?;
         let host = Arc::new(LayerHost {
@@ -140,8 +176,12 @@ impl Daemon {
             accepted,
         });
         let pins = pins(row, &layer);
-        let opened =
-            sealvol_volume::open(files.data, files.meta, cipher, &pins, access, host).await;
+        let Files { data, meta } = files;
+        let opened = if older {
+            open_rolled_back(data, meta, cipher, &pins, access, host).await
+        } else {
+            sealvol_volume::open(data, meta, cipher, &pins, access, host).await
+        };
         let volume = opened.map_err(Error::volume(name))?;
         if let Some(repaired) = volume.repaired() {
             tracing::warn!(volume = %name, repaired, "the superblock was repaired");
@@ -191,17 +231,40 @@ impl Daemon {
         Ok(VolumeKey::expand(unwrapped))
     }
 
+    /// Whether the layer is older than what is relied on; that this is accepted stands in the audit log then.
+    async fn accept_rollback(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        layer: &LayerRow,
+        files: &Files,
+    ) -> Result<bool, Error> {
+        let found = read_layer(&files.meta)
+            .await
+            .map_err(Error::volume(&row.name))?
+            .generation;
+        if found >= layer.generation {
+            return Ok(false);
+        }
+        let what = format!(
+            "superblock generation {found} in place of {}",
+            layer.generation
+        );
+        self.record_acceptance(caller, row, Operation::AcceptRollback, &what)
+            .await?;
+        Ok(true)
+    }
+
     async fn record_acceptance(
         &self,
         caller: Caller,
         row: &VolumeRow,
+        operation: Operation,
         what: &str,
     ) -> Result<(), Error> {
         let record = Record {
-            volume: Some(row.id.to_string()),
-            name: Some(row.name.to_string()),
             result: format!("accepted: {what}"),
-            ..Record::of(Operation::AcceptLoss, caller)
+            ..about(row, operation, caller)
         };
         let written = self.audit.append(record).await;
         written.map_err(|source| Error::Audit {
@@ -226,6 +289,32 @@ impl Daemon {
             allow,
         )));
     }
+}
+
+/// What the operator accepts with an attach.
+#[derive(Clone, Copy, Debug, Default)]
+struct Accepts {
+    /// Acknowledged writes may be gone.
+    loss: bool,
+    /// The layer may be older than what was relied on.
+    rollback: bool,
+}
+
+/// A record about a volume.
+fn about(row: &VolumeRow, operation: Operation, caller: Caller) -> Record {
+    Record {
+        volume: Some(row.id.to_string()),
+        name: Some(row.name.to_string()),
+        ..Record::of(operation, caller)
+    }
+}
+
+/// Whether the record of the key's use says it already, or no record can be written.
+fn is_recorded(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Key { .. } | Error::KeyChild { .. } | Error::Audit { .. }
+    )
 }
 
 /// Forgets what the page cache shows and the disk may not have (rule R6).

@@ -106,7 +106,7 @@ impl Daemon {
     }
 
     /// A device carries one volume, attached or not.
-    async fn check_device(&self, backing: &Backing) -> Result<(), Error> {
+    pub(super) async fn check_device(&self, backing: &Backing) -> Result<(), Error> {
         let Backing::Device(path) = backing else {
             return Ok(());
         };

@@ -3,10 +3,12 @@
 //! Each begins after the caller's right was checked, and each is carried to its end: it runs as a
 //! task of its own, so a caller that goes away does not cut it short.
 
+mod adopt;
 mod attach;
 mod create;
 mod delete;
 mod detach;
+mod flatten;
 mod keys;
 mod recover;
 mod resize;

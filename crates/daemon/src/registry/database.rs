@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use rusqlite::{Connection, OptionalExtension as _, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, named_params, params};
 use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{Commitment, UnitSize};
@@ -91,37 +91,38 @@ impl Database {
 
     /// Registers a volume in the state *creating*.
     pub(crate) fn begin_create(&mut self, new: &NewVolume) -> Result<()> {
-        let (backing, path) = new.backing.columns();
         let transaction = self.connection.transaction()?;
-        let inserted = transaction.execute(
-            "INSERT INTO volumes
-                 (id, name, state, created, size, sector_size, key, backing, backing_path, top)
-             VALUES (:id, :name, 'creating', :created, :size, :sector_size, :key, :backing, :path, :top)
-             ON CONFLICT (name) DO NOTHING",
-            named_params! {
-                ":id": new.id.to_string(),
-                ":name": new.name.as_str(),
-                ":created": new.created,
-                ":size": signed(new.size)?,
-                ":sector_size": rows::sector_bytes(new.sector_size),
-                ":key": new.key.to_string(),
-                ":backing": backing,
-                ":path": path,
-                ":top": new.layer.to_string(),
-            },
-        )?;
-        if inserted == 0 {
-            return Err(RegistryError::NameTaken(new.name.to_string()));
-        }
+        insert(&transaction, new)?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Registers a volume whose layer is complete and was proved by its key, as far as it has a MAC.
+    pub(crate) fn adopt(
+        &mut self,
+        new: &NewVolume,
+        by: &WrappedBy,
+        generation: u64,
+        commitment: Option<Commitment>,
+    ) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        insert(&transaction, new)?;
         transaction.execute(
-            "INSERT INTO layers (id, volume, data_key, provider, key_id, key_version)
-             VALUES (?1, ?2, ?3, ?4, '', 0)",
+            "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4, generation = ?5,
+                 commitment = ?6, bound = ?7
+             WHERE id = ?1",
             params![
                 new.layer.to_string(),
-                new.id.to_string(),
-                new.data_key.to_string(),
-                new.key.provider(),
+                by.provider,
+                by.key_id,
+                by.key_version,
+                signed(generation)?,
+                commitment.map(|commitment| commitment.0),
+                commitment.is_some(),
             ],
+        )?;
+        transaction.execute(
+            "UPDATE volumes SET state = 'available' WHERE id = ?1",
+            [new.id.to_string()],
         )?;
         Ok(transaction.commit()?)
     }
@@ -241,6 +242,42 @@ impl Database {
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         Ok(done?)
     }
+}
+
+/// A volume in the state *creating*, and its layer.
+fn insert(transaction: &Transaction<'_>, new: &NewVolume) -> Result<()> {
+    let (backing, path) = new.backing.columns();
+    let inserted = transaction.execute(
+            "INSERT INTO volumes
+                 (id, name, state, created, size, sector_size, key, backing, backing_path, top)
+             VALUES (:id, :name, 'creating', :created, :size, :sector_size, :key, :backing, :path, :top)
+             ON CONFLICT (name) DO NOTHING",
+            named_params! {
+                ":id": new.id.to_string(),
+                ":name": new.name.as_str(),
+                ":created": new.created,
+                ":size": signed(new.size)?,
+                ":sector_size": rows::sector_bytes(new.sector_size),
+                ":key": new.key.to_string(),
+                ":backing": backing,
+                ":path": path,
+                ":top": new.layer.to_string(),
+            },
+        )?;
+    if inserted == 0 {
+        return Err(RegistryError::NameTaken(new.name.to_string()));
+    }
+    transaction.execute(
+        "INSERT INTO layers (id, volume, data_key, provider, key_id, key_version)
+             VALUES (?1, ?2, ?3, ?4, '', 0)",
+        params![
+            new.layer.to_string(),
+            new.id.to_string(),
+            new.data_key.to_string(),
+            new.key.provider(),
+        ],
+    )?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -114,6 +114,32 @@ fn a_name_is_taken_from_the_beginning_of_the_creation() {
 }
 
 #[test]
+fn an_adopted_volume_is_there_with_its_pins_in_one_step() {
+    let mut fixture = Fixture::new();
+    let new = new_volume("v");
+    let commitment = Commitment([7; 32]);
+    fixture
+        .database
+        .adopt(&new, &by(3), 9, Some(commitment))
+        .expect("registered");
+    let mut fixture = fixture.reopened();
+    assert_eq!(fixture.row(&new.name).state, RowState::Available);
+    let top = fixture.top(&new);
+    assert_eq!((top.generation, top.bound), (9, true));
+    assert_eq!((top.commitment, top.wrapped_by), (Some(commitment), by(3)));
+    // Under another name it is the same volume, and nothing of the attempt stays.
+    let twice = NewVolume {
+        name: "w".parse().expect("a name"),
+        ..new
+    };
+    fixture
+        .database
+        .adopt(&twice, &by(3), 9, None)
+        .expect_err("its id is taken");
+    assert_eq!(fixture.database.volumes().expect("read").len(), 1);
+}
+
+#[test]
 fn generations_only_grow_and_a_commitment_stays() {
     let (mut fixture, new) = Fixture::with_volume("v");
     let (first, other) = (Commitment([1; 32]), Commitment([2; 32]));
