@@ -19,6 +19,7 @@ $B mount -t ext4 -o ro /dev/$tools /tools || { echo "no disk of programs"; $B po
 for directory in proc sys dev; do $B mount -o move /$directory /tools/$directory; done
 for directory in run tmp; do $B mount -t tmpfs tmpfs /tools/$directory; done
 $B cp /guest.sh /parameters /tools/run/
+[ ! -e /key ] || $B cp /key /tools/run/
 $B chroot /tools /bin/sh /run/guest.sh
 $B chroot /tools /bin/sh -c sync
 $B poweroff -f

@@ -6,6 +6,10 @@
 #   recheck  the kernel client again: checks both
 #
 #   vmtest.sh [--boots kernel,virtio,recheck] SOCKET EXPORT
+#   vmtest.sh --plain DATA KEY-FILE SECTOR-SIZE
+#
+# With --plain the guest sees the file DATA as a disk, opens it by dm-crypt (`cryptsetup open --type plain`), compares the file
+# system in it with its A.sha256, writes more files with B.sha256, and closes it. No sealvol is near.
 #
 # The export is OVERWRITTEN; it must have 160 MiB. Everything comes from Debian packages and is kept in
 # ${XDG_CACHE_HOME:-~/.cache}/sealvol-tests; apt's configuration is not touched. The guest reaches loopback only.
@@ -19,10 +23,17 @@ PATH=$PATH:/usr/sbin:/sbin
 
 die() { echo "vmtest: $*" >&2; exit 2; }
 [[ ${1:-} != --boots ]] || { boots=${2:?--boots wants a list}; shift 2; }
-(($# == 2)) || die "usage: vmtest.sh [--boots LIST] SOCKET EXPORT"
-socket=$1 export=$2
-[[ -S $socket ]] || die "no such socket: $socket"
-for program in qemu-system-x86_64 nbd-client mke2fs e2fsck fstrim xz busybox python3; do
+socket='' export='' data='' key='' sector=''
+if [[ ${1:-} == --plain ]]; then
+    (($# == 4)) || die "usage: vmtest.sh --plain DATA KEY-FILE SECTOR-SIZE"
+    boots=plain data=$2 key=$3 sector=$4
+    [[ -f $data && -f $key ]] || die "no such file: $data or $key"
+else
+    (($# == 2)) || die "usage: vmtest.sh [--boots LIST] SOCKET EXPORT"
+    socket=$1 export=$2
+    [[ -S $socket ]] || die "no such socket: $socket"
+fi
+for program in qemu-system-x86_64 nbd-client mke2fs e2fsck fstrim cryptsetup xz busybox python3; do
     command -v "$program" >/dev/null || die "$program is not installed: run tools/install-packages"
 done
 
@@ -36,7 +47,8 @@ trap 'exit 130' INT TERM
 mkdir -p "$cache"
 
 # ---- The guest's kernel, its few modules unpacked and in load order. Signed, and through apt state of its own.
-kernel=$cache/kernel-$suite
+modules=(virtio_pci virtio_blk virtio_net virtio_rng nbd dm_crypt aes_generic ecb xts)
+kernel=$cache/kernel-$suite-$(cksum <<<"${modules[*]}" | cut -d ' ' -f 1)
 fetch_kernel() {
     local new=$work/kernel state=$work/apt source version module
     mkdir -p "$state"/{lists/partial,archives/partial} "$new/modules" "$work/unpacked"
@@ -53,7 +65,7 @@ fetch_kernel() {
     dpkg -x "$state"/linux-image-*.deb "$work/unpacked"
     cp "$work"/unpacked/boot/vmlinuz-* "$new/vmlinuz"
     : >"$new/modules/order"
-    for module in virtio_pci virtio_blk virtio_net virtio_rng nbd; do add_module "$module" "$new/modules"; done
+    for module in "${modules[@]}"; do add_module "$module" "$new/modules"; done
     rm -rf "$work/unpacked" "$state" "$kernel"
     mv "$new" "$kernel"
 }
@@ -72,7 +84,7 @@ add_module() { # NAME DIRECTORY: after what it depends on; one that is built in 
 
 # ---- The programs that run in the guest: this machine's own, with their libraries, on a read-only disk.
 tools=$cache/tools.ext4
-programs=(nbd-client mke2fs mkfs.ext4 e2fsck fstrim)
+programs=(nbd-client mke2fs mkfs.ext4 e2fsck fstrim cryptsetup)
 build_tools() {
     local tree=$work/tools program path library applet
     mkdir -p "$tree"/{bin,sbin,proc,sys,dev,run,tmp,mnt,etc}
@@ -108,18 +120,22 @@ cp "$(command -v busybox)" "$initrd/bin/busybox"
 cp -r "$kernel/modules" "$initrd/modules"
 cp "$here/init.sh" "$initrd/init"
 cp "$here/guest.sh" "$initrd/guest.sh"
+[[ -z $key ]] || install -m 600 "$key" "$initrd/key"
 chmod +x "$initrd/init"
 
 # The guest's kernel client speaks TCP: a relay on loopback carries it to the socket.
-python3 "$here/relay.py" "$socket" "$work/port" &
-processes+=($!)
-for _ in {1..100}; do [[ ! -s $work/port ]] || break; sleep 0.1; done
-port=$(<"$work/port")
+port=''
+if [[ -n $socket ]]; then
+    python3 "$here/relay.py" "$socket" "$work/port" &
+    processes+=($!)
+    for _ in {1..100}; do [[ ! -s $work/port ]] || break; sleep 0.1; done
+    port=$(<"$work/port")
+fi
 
 boot() { # NAME QEMU-ARGUMENT...
     local name=$1 result=$work/$1.result console=$work/$1.console code=0 qemu
     shift
-    printf "boot=%s\nexport='%s'\nport=%s\n" "$name" "$export" "$port" >"$initrd/parameters"
+    printf "boot=%s\nexport='%s'\nport=%s\nsector=%s\n" "$name" "$export" "$port" "$sector" >"$initrd/parameters"
     (cd "$initrd" && find . | cpio --quiet -o -H newc) >"$work/initrd.cpio"
     : >"$result"
     # Without cx16, because QEMU 7.2's emulation of it makes newer kernels fail at random.
@@ -148,6 +164,10 @@ for name in ${boots//,/ }; do
     case $name in
         kernel | recheck) boot "$name" "${network[@]}" ;;
         virtio) boot "$name" "${volume[@]}" ;;
+        plain)
+            boot "$name" -drive "file=${data//,/,,},format=raw,if=none,id=volume,cache=writeback" \
+                -device "virtio-blk-pci,drive=volume,serial=volume,logical_block_size=$sector,physical_block_size=4096"
+            ;;
         *) die "no boot '$name': there are kernel, virtio and recheck" ;;
     esac
 done
