@@ -253,6 +253,31 @@ fn the_first_write_of_a_directory_page_can_be_cut_anywhere() {
     assert!(changes >= 10, "{changes}");
 }
 
+#[test]
+fn a_later_write_of_a_directory_page_can_be_cut_anywhere() {
+    // Entries far from each other, so that every write of the page changes several sectors and can be torn.
+    let pages = [5 * GIB, 9 * GIB, 14 * GIB];
+    let changes = at_every_change(|machine, volume| {
+        for (at, offset) in pages.into_iter().enumerate() {
+            if machine.write(&volume, offset, &block(4, offset)).is_err()
+                || machine.flush(&volume).is_err()
+            {
+                drop(volume);
+                machine.restart();
+                let volume = machine.open().unwrap();
+                for offset in &pages[..at] {
+                    let found = machine.read(&volume, *offset, 4096).unwrap();
+                    assert_eq!(found, block(4, *offset));
+                }
+                // So that the caller sees that there was a cut.
+                machine.disk.cut_power();
+                return;
+            }
+        }
+    });
+    assert!(changes >= 15, "{changes}");
+}
+
 /// The wrapped keys as the store has them now.
 fn keys_of(machine: &mut Machine) -> Result<Vec<sealvol_volume::WrappedKey>, VolumeError> {
     let directory = machine.directory();

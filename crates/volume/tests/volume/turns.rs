@@ -158,6 +158,29 @@ fn what_is_trimmed_during_a_commit_is_freed_by_the_next() {
 }
 
 #[test]
+fn what_is_trimmed_is_freed_when_its_commit_is_over() {
+    for step in [
+        sync_of("data"),
+        When::operation(Operation::Write).file("meta"),
+        sync_of("meta"),
+    ] {
+        let (mut machine, volume) = machine();
+        machine.write(&volume, 0, &block(1)).unwrap();
+        machine.flush(&volume).unwrap();
+        machine.trim(&volume, 0, BLOCK).unwrap();
+        let gate = machine.disk.hold(step, Hold::Before);
+        let flush = machine.start_flush(&volume);
+        machine.executor.idle();
+        assert_eq!(gate.held(), 1);
+        assert_eq!(punches(&machine), [], "on disk the block is data");
+        gate.release();
+        machine.executor.finish(&flush).unwrap();
+        machine.executor.idle();
+        assert_eq!(punches(&machine), [(0, BLOCK)]);
+    }
+}
+
+#[test]
 fn a_punch_that_waited_for_a_write_leaves_it_alone() {
     let (mut machine, volume) = machine();
     machine.write(&volume, 0, &block(1)).unwrap();
