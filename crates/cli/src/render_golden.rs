@@ -244,14 +244,14 @@ fn adopted_says_what_was_proved_and_what_not() {
     assert_eq!(
         adopted(&answer),
         "\
-adopted      found
-volume id    6f2c0e46-8f0f-4d2e-9a37-2f1f6d0c9b11
-layer        8a1b (proved by the MAC under its data key)
-size         10G (10737418240 bytes)
-sector size  4096
-key          local:default (0d7c version 1)
-generation   7, closed in good order
-not proved   that this is its newest state: an older copy of the layer looks the same
+adopted:      found
+volume id:    6f2c0e46-8f0f-4d2e-9a37-2f1f6d0c9b11
+layer:        8a1b (proved by the MAC under its data key)
+size:         10G (10737418240 bytes)
+sector size:  4096
+key:          local:default (0d7c version 1)
+generation:   7, closed in good order
+not proved:   that this is its newest state: an older copy of the layer looks the same
 "
     );
     answer.authenticated = false;
