@@ -335,7 +335,8 @@ fn a_repair_that_is_cut_leaves_the_slot_that_serves() {
     const GROWN: u64 = 600 * GIB;
     for torn in [0, 256 * 1024] {
         for nth in 1..=14 {
-            for seed in 0..SEEDS {
+            // Two sectors that part are rarer than many.
+            for seed in 0..4 * SEEDS {
                 let (mut machine, volume) = used(seed + nth * 1000);
                 machine.close(volume).unwrap();
                 machine.patch(META_FILE, torn + 130, &[0xff; 8]);

@@ -267,6 +267,7 @@ fn a_sync_counts_only_when_durable_writes_beside_it_went_well() {
     gate.release();
     assert!(is_failed(machine.executor.finish(&flush)));
     assert!(is_failed(machine.executor.finish(&durable)));
+    machine.executor.idle();
     let journal = machine.disk.journal();
     assert!(
         !journal
@@ -301,6 +302,28 @@ fn a_failed_sync_while_growing_stops_the_volume_and_what_waits_behind_it() {
         );
         check_stopped(&mut machine, &volume, step);
     }
+}
+
+#[test]
+fn a_grow_that_waited_behind_a_failed_commit_changes_nothing() {
+    let (mut machine, volume) = machine();
+    let when = When::operation(Operation::Sync).file("data");
+    machine.disk.inject(when.clone(), Fault::Fail(Failure::Io));
+    let gate = machine.disk.hold(when, Hold::Before);
+    let flush = machine.start_flush(&volume);
+    machine.executor.idle();
+    let grown = Arc::clone(&volume);
+    let grow = machine
+        .executor
+        .start(async move { grown.grow(SIZE + MIB).await });
+    machine.executor.idle();
+    machine.disk.forget_journal();
+    gate.release();
+    assert!(is_failed(machine.executor.finish(&flush)));
+    assert!(is_failed(machine.executor.finish(&grow)));
+    let journal = machine.disk.journal();
+    assert!(journal.is_empty(), "{journal:?}");
+    check_stopped(&mut machine, &volume, LostStep::DataSync);
 }
 
 #[test]

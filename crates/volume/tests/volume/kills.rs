@@ -11,7 +11,7 @@ use sealvol_store::Operation;
 use sealvol_store::fault::{Hold, When};
 use sealvol_volume::{Access, BLOCK, BlockState, Volume, Zeroing};
 
-use crate::rig::{Disk, Machine, seeds};
+use crate::rig::{Disk, Machine, Registry, seeds};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 200 * MIB;
@@ -170,6 +170,26 @@ fn a_write_that_comes_as_a_commit_begins_is_in_its_copies_or_stays_remembered() 
     drop(volume);
     let volume = after_a_kill(&mut machine);
     assert_eq!(machine.read(&volume, MIB, 4096).unwrap(), block(2));
+}
+
+#[test]
+fn what_finds_no_room_to_be_remembered_is_on_disk_before_it_is_answered() {
+    for trims in [false, true] {
+        let (mut machine, volume) = machine(1);
+        for at in 0..Registry::ROOM {
+            machine.write(&volume, MIB + at * BLOCK, &block(2)).unwrap();
+        }
+        if trims {
+            machine.trim(&volume, 0, BLOCK).unwrap();
+        } else {
+            machine.write(&volume, BLOCK, &block(3)).unwrap();
+        }
+        drop(volume);
+        let volume = after_a_kill(&mut machine);
+        let expected = if trims { [0, 0] } else { [1, 3] };
+        let found = machine.read(&volume, 0, 8192).unwrap();
+        assert_eq!(found, expected.map(block).concat());
+    }
 }
 
 #[test]

@@ -56,6 +56,39 @@ fn accept(machine: &mut Machine, access: Access) -> Result<Arc<Volume<Disk>>, Vo
 }
 
 #[test]
+fn whatever_writes_a_superblock_makes_the_one_before_a_rollback() {
+    type Step = fn(&mut Machine, Arc<Volume<Disk>>);
+    let steps: [(&str, Step); 3] = [
+        ("a new directory page", |machine, volume| {
+            machine.write(&volume, 0, &block(1)).unwrap();
+            machine.flush(&volume).unwrap();
+        }),
+        ("growing", |machine, volume| {
+            machine
+                .executor
+                .run(async move { volume.grow(2 * SIZE).await })
+                .unwrap();
+        }),
+        ("a detach", |machine, volume| {
+            machine.close(volume).unwrap();
+        }),
+    ];
+    for (what, step) in steps {
+        let mut machine = Machine::new(3, SIZE, UnitSize::B4096);
+        let volume = machine.open().unwrap();
+        let before = machine.raw("meta", 0, 1 << 20);
+        step(&mut machine, volume);
+        machine.restart();
+        machine.patch("meta", 0, &before);
+        let refused = machine.open().map(drop);
+        assert!(
+            matches!(refused, Err(VolumeError::RolledBack { .. })),
+            "{what}: {refused:?}"
+        );
+    }
+}
+
+#[test]
 fn an_accepted_rollback_goes_on_above_what_was_lost() {
     let (mut machine, old, new) = rolled_back();
     let pinned = machine.registry.pins().generation;

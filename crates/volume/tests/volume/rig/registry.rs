@@ -46,6 +46,9 @@ struct Working {
 }
 
 impl Registry {
+    /// How many changes can be remembered.
+    pub(crate) const ROOM: u64 = 20;
+
     pub(crate) fn new(spawner: Spawner, disk: Option<FaultDisk>, params: LayerParams) -> Arc<Self> {
         let pins = Pins {
             params,
@@ -172,7 +175,7 @@ impl Host for RegistryHost {
         let mut state = self.0.state.lock().unwrap();
         if let Some(working) = &mut state.working {
             // Now and then there is no room: then a commit comes before the answer.
-            if working.changes.len() >= 20 {
+            if working.changes.len() as u64 >= Registry::ROOM {
                 return Err(VolumeError::WorkingState("full".into()));
             }
             working.changes.push(change);
