@@ -74,9 +74,12 @@ fn whatever_writes_a_superblock_makes_the_one_before_a_rollback() {
         }),
     ];
     for (what, step) in steps {
-        let mut machine = Machine::new(3, SIZE, UnitSize::B4096);
+        // The same machine twice: one shows what the other one's slots were before the step.
+        let [mut earlier, mut machine] =
+            [3, 3].map(|seed| Machine::new(seed, SIZE, UnitSize::B4096));
+        drop(earlier.open().unwrap());
+        let before = earlier.raw("meta", 0, 1 << 20);
         let volume = machine.open().unwrap();
-        let before = machine.raw("meta", 0, 1 << 20);
         step(&mut machine, volume);
         machine.restart();
         machine.patch("meta", 0, &before);
