@@ -114,6 +114,14 @@ fn main() -> ExitCode {
             .1();
         return ExitCode::SUCCESS;
     }
+    // As the standard harness does: `--list` names the cases, a name chooses some.
+    let asked = |option: &str| std::env::args().any(|argument| argument == option);
+    if asked("--list") || asked("--ignored") {
+        for (case, _) in CASES.iter().filter(|_| !asked("--ignored")) {
+            println!("{case}: test");
+        }
+        return ExitCode::SUCCESS;
+    }
     let program = std::env::current_exe().expect("this program");
     let filter = std::env::args()
         .skip(1)

@@ -19,8 +19,8 @@ use sealvol_control::keychild::{
     Answer, Batch, Call, Context, Done, FailureClass, Fault, KeyChild, KeyChildError,
     KeyDescription, LOCKED_MEMORY_UNAVAILABLE, MasterKey, Provider, Right, Service, Wrapped,
 };
-use sealvol_crypto::VolumeKey;
 use sealvol_crypto::locked::KeyMemory;
+use sealvol_crypto::{KeyError, VolumeKey};
 use sealvol_volume::VolumeId;
 
 use crate::audit::{Audit, Operation, Record};
@@ -140,9 +140,12 @@ impl Keys {
         };
         let (_, mut socket) = self.record(record, unwrapped).await?;
         // All 64 bytes are in the socket's buffer and the child is gone: this does not block.
-        VolumeKey::read_from(memory, &mut socket).map_err(|source| Error::BadKey {
-            name: subject.name.clone(),
-            source,
+        VolumeKey::read_from(memory, &mut socket).map_err(|source| match source {
+            KeyError::Locked(limit) => Error::KeyMemory(Arc::new(limit)),
+            source => Error::BadKey {
+                name: subject.name.clone(),
+                source,
+            },
         })
     }
 
