@@ -38,10 +38,13 @@ const BANNED: [(&str, &[&str]); 5] = [
     ("sealvol-cli", &["aes", "aes-gcm", "hkdf", "rusqlite"]),
 ];
 
-/// The only files that may say `unsafe`.
-const UNSAFE: [&str; 2] = [
+/// The only files that may say `unsafe`: three of the product, and one that calls a C library to be
+/// compared with, in a program that is measured and never installed.
+const UNSAFE: [&str; 4] = [
     "crates/crypto/src/locked/sys.rs",
     "crates/crypto/src/residue.rs",
+    "crates/crypto/src/xts/vaes.rs",
+    "bench/cipher/src/rivals.rs",
 ];
 
 const LONGEST_FILE: usize = 700;
@@ -154,7 +157,7 @@ fn no_crate_depends_on_what_would_break_its_promise() {
 }
 
 #[test]
-fn unsafe_stands_in_two_files_and_nowhere_else() {
+fn unsafe_stands_in_the_files_that_are_named_and_nowhere_else() {
     for (name, text) in sources(&[".rs"]) {
         if UNSAFE.contains(&name.as_str()) || name.ends_with("tests/architecture.rs") {
             continue;

@@ -21,8 +21,8 @@
 //! # What always holds
 //! At rest, no key byte is outside locked memory; during a batch of cipher calls, only on the stack
 //! and in the registers of the thread that makes them. No type that holds a key is `Clone`, `Debug`
-//! or `Serialize`, and no function returns key bytes by value. `unsafe` is in `locked/sys.rs` and
-//! `residue.rs` only.
+//! or `Serialize`, and no function returns key bytes by value. `unsafe` is in `locked/sys.rs`,
+//! `residue.rs` and `xts/vaes.rs` only.
 //!
 //! The crate does no I/O but on the readers and writers that it is given, knows neither async nor
 //! any other crate of the project, and does not protect a key from whoever runs code in the process.

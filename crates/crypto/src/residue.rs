@@ -212,6 +212,7 @@ mod tests {
     //! The vector registers, which no search of memory sees.
 
     use super::*;
+    use crate::xts::XtsKeys;
 
     type Registers = [[u8; 64]; 32];
 
@@ -246,6 +247,35 @@ mod tests {
 
     extern "C" fn nothing() {}
 
+    /// A worker's batch: data units of both sizes, one and many, in both directions.
+    fn batch() {
+        let mut data = vec![0; 64 << 10];
+        KEYS.with(|keys| {
+            for unit in [512, 4096] {
+                for len in [unit, data.len()] {
+                    keys.encrypt(unit, 3, data[..len].as_mut().into());
+                    keys.decrypt(unit, 3, data[..len].as_mut().into());
+                }
+            }
+        });
+        std::hint::black_box(&data);
+    }
+
+    const KEY: [u8; 64] = [0x3c; 64];
+
+    thread_local! {
+        static KEYS: XtsKeys = XtsKeys::new(&KEY);
+    }
+
+    extern "C" fn cipher() {
+        batch();
+    }
+
+    extern "C" fn cipher_and_clear() {
+        batch();
+        clear_residue();
+    }
+
     extern "C" fn clear() {
         clear_residue();
     }
@@ -262,6 +292,23 @@ mod tests {
             "the control"
         );
         assert!(after.iter().all(|register| *register == [0; 64]));
+    }
+
+    #[test]
+    fn round_keys_that_a_batch_leaves_in_registers_are_gone_once_the_residue_is_cleared() {
+        if !std::is_x86_feature_detected!("avx512f") {
+            return;
+        }
+        KEYS.with(|_| ()); // expanded before, so that only the batch is seen
+        // SAFETY: the processor and the system have AVX-512F.
+        let [left, cleared] =
+            unsafe { [registers_after(cipher), registers_after(cipher_and_clear)] };
+        let mut pieces = left.iter().flat_map(|register| register.chunks(16));
+        // The control, where the round keys of the code that ran are known.
+        if let Some(keys) = KEYS.with(XtsKeys::round_keys) {
+            assert!(pieces.any(|piece| keys.iter().any(|key| key == piece)));
+        }
+        assert!(cleared.iter().all(|register| *register == [0; 64]));
     }
 
     #[test]

@@ -9,7 +9,8 @@
 //!
 //! The child never holds what is looked for outside the code under test: key bytes are computed one
 //! by one into the locked slot. Two controls show that the search finds what is there: a piece that
-//! is planted in ordinary memory, and a worker that does not clear.
+//! is planted in ordinary memory, and a worker that has round keys in its own frame.
+//! What stays in registers is looked for in `src/residue.rs`.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -32,7 +33,7 @@ const CLEARED: &str = "no_key_byte_is_in_readable_memory_once_the_residue_is_cle
 /// Key set-up only, which clears by itself.
 const SET_UP: &str = "no_key_byte_is_in_readable_memory_after_key_set_up";
 
-/// The control: what is there is found.
+/// The control: what is there is found, also on the stack of the worker.
 const NOT_CLEARED: &str = "the_same_search_finds_round_keys_that_are_not_cleared";
 
 /// Streams of reproducible key bytes.
@@ -309,6 +310,7 @@ fn child(case: &str) -> ExitCode {
         .map(|(hash, name)| (hash.parse().expect("a hash"), name))
         .collect();
     let (clear, only_set_up) = (case == CLEARED, case == SET_UP);
+    let leave = case == NOT_CLEARED;
     let control = bytes::<PIECE>(CONTROL).to_vec();
 
     let (done, is_done) = mpsc::channel();
@@ -326,8 +328,11 @@ fn child(case: &str) -> ExitCode {
         if clear {
             clear_residue();
         }
+        let left = leave.then(|| aes::Aes256Enc::new(&bytes::<32>(VOLUME_KEY).into()));
+        black_box(&left);
         done.send(()).expect("the main thread waits");
         let _ = is_released.recv();
+        black_box(&left);
         drop((cipher, kek));
     });
     is_done.recv().expect("the worker works");

