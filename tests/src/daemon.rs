@@ -28,6 +28,22 @@ impl<'a> Daemon<'a> {
         Self::start_by(place, Self::command(place)).unwrap_or_else(|outcome| panic!("{outcome}"))
     }
 
+    /// Starts `sealvold` in `place` with the passphrase in `file` handed over as descriptor 3, by a shell.
+    ///
+    /// # Panics
+    /// If it ends instead of serving, with what it said.
+    #[track_caller]
+    pub fn start_with_passphrase(place: &'a Place, file: &std::path::Path) -> Self {
+        let sealvold = Self::command(place);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "exec \"$@\" --passphrase-fd 3 3<\"$0\""])
+            .arg(file)
+            .arg(sealvold.get_program())
+            .args(sealvold.get_args());
+        Self::start_by(place, command).unwrap_or_else(|outcome| panic!("{outcome}"))
+    }
+
     /// The command line that starts `sealvold` in `place`, to be changed by a test that needs another.
     pub fn command(place: &Place) -> Command {
         let mut command = Command::new(programs::ours("sealvold"));

@@ -18,3 +18,4 @@ pub mod place;
 pub mod programs;
 pub mod resident;
 pub mod superblock;
+pub mod victim;

@@ -75,6 +75,16 @@ impl Place {
         self.root().join("log")
     }
 
+    /// The records of the audit log, oldest first.
+    ///
+    /// # Panics
+    /// If it holds what is no record.
+    pub fn audit(&self) -> Vec<serde_json::Value> {
+        let log = std::fs::read_to_string(self.state().join("audit.log")).unwrap_or_default();
+        let record = |line| serde_json::from_str(line).expect("a record");
+        log.lines().map(record).collect()
+    }
+
     /// A file of the test's own.
     pub fn file(&self, name: &str) -> PathBuf {
         self.root().join(name)

@@ -7,6 +7,13 @@ use std::path::Path;
 /// Where the two slots are.
 pub const SLOTS: [u64; 2] = [0, 262_144];
 
+/// Where map page 0 is.
+const MAP: u64 = 64 << 20;
+
+/// Bytes of the two places of a page, and of one.
+const PLACES: usize = 8192;
+const PLACE: usize = 4096;
+
 /// Bytes reserved for a slot.
 const SLOT_LEN: usize = 262_144;
 
@@ -81,4 +88,51 @@ pub fn read_slot(meta: &Path, slot: u64) -> Vec<u8> {
         .expect("a slot");
     bytes.truncate(field::used(&bytes));
     bytes
+}
+
+/// Both places of a map page.
+///
+/// # Panics
+/// If the file is not there or too short.
+pub fn read_page(meta: &Path, page: u64) -> Vec<u8> {
+    let mut bytes = vec![0; PLACES];
+    File::open(meta)
+        .expect("a meta file")
+        .read_exact_at(&mut bytes, MAP + PLACES as u64 * page)
+        .expect("a page");
+    bytes
+}
+
+/// Puts these bytes in both places of a map page.
+///
+/// # Panics
+/// If the file cannot be written.
+pub fn write_page(meta: &Path, page: u64, places: &[u8]) {
+    let file = File::options().write(true).open(meta).expect("a meta file");
+    file.write_all_at(places, MAP + PLACES as u64 * page)
+        .expect("a written page");
+}
+
+/// Changes a map page, wherever it was written, and, if `reseal`, gives it a good checksum again.
+///
+/// # Panics
+/// If the page was never written.
+pub fn edit_page(meta: &Path, page: u64, reseal: bool, edit: impl Fn(&mut [u8])) {
+    let mut places = read_page(meta, page);
+    let mut edited = 0;
+    for place in places.chunks_exact_mut(PLACE) {
+        if !place.starts_with(b"SVMP") {
+            continue;
+        }
+        edit(place);
+        if reseal {
+            let mut bare = place.to_vec();
+            bare[40..44].fill(0);
+            bare[48..64].fill(0);
+            place[40..44].copy_from_slice(&crc32c::crc32c(&bare).to_le_bytes());
+        }
+        edited += 1;
+    }
+    assert!(edited > 0, "map page {page} was never written");
+    write_page(meta, page, &places);
 }

@@ -64,13 +64,9 @@ fn adopt(daemon: &Daemon<'_>, name: &str, layer: &Path, key: &str) -> Outcome {
 }
 
 fn audit(place: &Place) -> Vec<serde_json::Value> {
-    let log = std::fs::read_to_string(place.state().join("audit.log")).unwrap_or_default();
-    let lines = log
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("a record"));
-    lines
-        .filter(|record: &serde_json::Value| record["operation"] == "adopt")
-        .collect()
+    let mut records = place.audit();
+    records.retain(|record| record["operation"] == "adopt");
+    records
 }
 
 #[test]

@@ -47,6 +47,9 @@ const UNSAFE: [&str; 4] = [
     "bench/cipher/src/rivals.rs",
 ];
 
+/// Other implementations and directories that the table of promises names.
+const NOT_OURS: [&str; 4] = ["xts-mode", "cryptography", "tests/", "tools/fuzz"];
+
 const LONGEST_FILE: usize = 700;
 
 /// Names for drawers: whatever is put there has a home by its own name.
@@ -309,4 +312,78 @@ fn the_name_of_a_test_is_a_sentence() {
             );
         }
     }
+}
+
+/// What stands in backquotes in a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn every_test_that_security_md_names_is_there() {
+    let sources = sources(&[".rs"]);
+    let crates = metadata();
+    let crates = crates["packages"].as_array().expect("packages").iter();
+    let crates: Vec<_> = crates
+        .filter_map(|package| package["name"].as_str()?.strip_prefix("sealvol-"))
+        .collect();
+    // A module of tests: its file's name, or its directory's.
+    let of_module = |module: &str| {
+        let file = format!("/{module}.rs");
+        let directory = format!("/{module}/");
+        let is_in = |name: &str| name.ends_with(&file) || name.contains(&directory);
+        let found = sources.iter().filter(move |(name, _)| is_in(name));
+        found.map(|(_, text)| text).collect::<Vec<_>>()
+    };
+    let text = std::fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md");
+    let promises = text
+        .split("\n## ")
+        .find(|section| section.starts_with("What is promised"))
+        .expect("the section of the promises");
+    let rows = promises
+        .lines()
+        .filter(|line| line.starts_with("| "))
+        .skip(1);
+    let mut tests = 0;
+    for row in rows {
+        let kept_by = row.rsplit(" | ").next().expect("a last column");
+        assert!(
+            quoted(kept_by).next().is_some(),
+            "a promise that nothing keeps: {row}"
+        );
+        for name in quoted(kept_by) {
+            let known = crates.contains(&name)
+                || NOT_OURS.contains(&name)
+                || !of_module(name).is_empty()
+                || root().join(name).exists();
+            assert!(name.contains("::") || known, "SECURITY.md: no `{name}`");
+        }
+    }
+    let tampering = include_str!("tampering.rs");
+    let head: Vec<_> = tampering
+        .lines()
+        .take_while(|line| line.starts_with("//!"))
+        .collect();
+    for (file, text) in [("SECURITY.md", text), ("tampering.rs", head.join("\n"))] {
+        for name in quoted(&text) {
+            let Some((module, test)) = name.split_once("::") else {
+                continue;
+            };
+            if module == "sealvol_tests" {
+                continue; // the harness
+            }
+            let function = format!("fn {test}(");
+            let found = of_module(module)
+                .iter()
+                .any(|text| text.contains(&function));
+            assert!(found, "{file}: there is no test `{name}`");
+            tests += 1;
+        }
+    }
+    for name in quoted(&head.join("\n")).filter(|name| !name.contains("::") && name.contains('_')) {
+        let function = format!("fn {name}(");
+        assert!(tampering.contains(&function), "there is no test `{name}`");
+        tests += 1;
+    }
+    assert!(tests > 15, "only {tests} tests are named");
 }

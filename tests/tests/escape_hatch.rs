@@ -85,6 +85,12 @@ fn fill(daemon: &Daemon<'_>, name: &str, image: &Path) -> String {
 
 /// The tool that gives the key, for the one layer there is.
 fn plain_key(place: &Place, meta: &Path, more: &[&str]) -> Outcome {
+    let master = place.state().join("keys/local.master");
+    plain_key_by(place, meta, &["--master-key-file", path(&master)], more)
+}
+
+/// The same with a master key from elsewhere.
+fn plain_key_by(place: &Place, meta: &Path, master: &[&str], more: &[&str]) -> Outcome {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools/plain-key");
     let keys = place.state().join("keys");
     Outcome::of(
@@ -96,7 +102,7 @@ fn plain_key(place: &Place, meta: &Path, more: &[&str]) -> Outcome {
                 "--database",
                 path(&keys.join("local.db")),
             ])
-            .args(["--master-key-file", path(&keys.join("local.master"))])
+            .args(master)
             .args(more),
     )
 }
@@ -277,4 +283,42 @@ fn a_volume_with_holes_does_not_leave_unnoticed() {
     assert!(!key.exists());
     plain_key(&place, &meta, &["--with-holes", "--out", path(&key)]).succeeded();
     assert_eq!(std::fs::read(&key).expect("the key").len(), 64);
+}
+
+#[test]
+fn a_passphrase_gives_the_plain_key_as_its_file_does_and_another_does_not() {
+    let place = Place::new();
+    let [passphrase, other] = ["passphrase", "other"].map(|name| place.file(name));
+    std::fs::write(&passphrase, "correct horse battery staple\n").expect("a file");
+    std::fs::write(&other, "wrong horse battery staple\n").expect("a file");
+    let daemon = Daemon::start_with_passphrase(&place, &passphrase);
+    let uri = daemon.volume("v", "1M");
+    let [content, before, key] = ["content", "before", "key"].map(|name| place.file(name));
+    std::fs::write(&content, pattern::bytes(9, 1 << 20)).expect("a file");
+    run("nbdcopy", &["--flush", path(&content), &uri]).succeeded();
+    run("nbdcopy", &[&uri, path(&before)]).succeeded();
+    daemon.detach("v");
+    daemon.stop();
+    assert!(
+        !place.state().join("keys/local.master").exists(),
+        "there is a master key in a file"
+    );
+    let [meta, data] = ["meta", "data"].map(|name| place.layer_files(name).remove(0));
+    let out = ["--out", path(&key)];
+    plain_key_by(&place, &meta, &["--passphrase-file", path(&other)], &out)
+        .failed_with(1, &["wrong master key or passphrase"]);
+    assert!(!key.exists());
+    plain_key(&place, &meta, &out).failed_with(1, &["of the form `passphrase`"]);
+    plain_key_by(
+        &place,
+        &meta,
+        &["--passphrase-file", path(&passphrase)],
+        &out,
+    )
+    .succeeded();
+    let said = check(
+        "plain.py",
+        &[path(&key), "4096", path(&data), path(&before)],
+    );
+    assert!(said.stdout.contains("are what the volume reads"), "{said}");
 }

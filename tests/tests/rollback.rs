@@ -38,11 +38,8 @@ fn reads(uri: &str, fill: &str) {
 
 /// Audit records of one operation.
 fn audit(place: &Place, operation: &str) -> Vec<String> {
-    let log = std::fs::read_to_string(place.state().join("audit.log")).expect("the audit log");
-    let records = log
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("a record"));
-    let wanted = records.filter(|record: &serde_json::Value| record["operation"] == operation);
+    let records = place.audit().into_iter();
+    let wanted = records.filter(|record| record["operation"] == operation);
     wanted
         .map(|record| record["result"].as_str().expect("a result").to_owned())
         .collect()

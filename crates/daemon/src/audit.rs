@@ -1,4 +1,5 @@
-//! The audit log: one JSON line for each use of a key and each decision that lowers a guard.
+//! The audit log: one JSON line for each use of a key, each decision that lowers a guard, and each thing that a store
+//! holds and nobody of ours wrote.
 //!
 //! What always holds: a line is on stable storage before what it tells of has an effect (a key that
 //! was unwrapped is not used before its record stands); lines are only ever appended. If the log
@@ -60,10 +61,14 @@ pub(crate) enum Operation {
     Attach,
     /// A key-encryption key was made.
     CreateKey,
+    /// A part of a volume's map is damaged or tampered with, and its range answers with errors.
+    Damage,
     /// A volume was deleted.
     Delete,
     /// A data key was generated, wrapped.
     Generate,
+    /// A superblock slot that was torn, or older than the other one, was written anew from that.
+    Repair,
     /// Wrapped keys were overwritten.
     Shred,
     /// A data key was unwrapped.

@@ -1,20 +1,26 @@
 //! What a volume is given by the daemon: a runtime for its background tasks and the registry as its
 //! memory outside the layer.
 
+use std::io;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use sealvol_crypto::Commitment;
-use sealvol_volume::{Change, Host, LayerId, Loss, MapCache, Task, VolumeError};
+use sealvol_volume::{Change, Damage, Host, LayerId, Loss, MapCache, Task, VolumeError};
 use tokio::runtime::Handle;
 
+use crate::audit::{Audit, Record};
 use crate::registry::Registry;
+use crate::timestamp;
 use crate::working_state::{BootId, WorkingState};
 
 /// The surroundings of the volume whose top layer is `layer`.
 pub(crate) struct LayerHost {
     pub(crate) layer: LayerId,
     pub(crate) registry: Registry,
+    pub(crate) audit: Audit,
+    /// The record of damage, but for what it was and when.
+    pub(crate) damage: Record,
     pub(crate) runtime: Handle,
     pub(crate) map_cache: Arc<MapCache>,
     pub(crate) working: WorkingState,
@@ -62,6 +68,37 @@ impl Host for LayerHost {
             if let Err(error) = recorded {
                 // The volume stays in error as long as this process lives; there is no other place.
                 tracing::error!(layer = %loss.layer, %error, "the loss could not be recorded");
+            }
+        })
+    }
+
+    fn record_damage(&self, damage: Damage) -> Task<()> {
+        let Damage {
+            layer,
+            offset,
+            end,
+            cause,
+            last,
+        } = damage;
+        tracing::error!(%layer, offset, end, cause, "a part of the map can't be trusted");
+        let more = if last {
+            "; more of this attach is not recorded"
+        } else {
+            ""
+        };
+        let record = Record {
+            time: timestamp::now(),
+            result: format!("map of bytes {offset} to {end}: {cause}{more}"),
+            ..self.damage.clone()
+        };
+        let audit = self.audit.clone();
+        // In the daemon's own runtime: the record stands though the client that met the damage is gone by then.
+        let appended = self
+            .runtime
+            .spawn(async move { audit.append(record).await });
+        Box::pin(async move {
+            if let Err(error) = appended.await.map_err(io::Error::other).flatten() {
+                tracing::error!(%layer, %error, "the damage could not be recorded");
             }
         })
     }
@@ -130,6 +167,6 @@ impl Host for LayerHost {
     }
 }
 
-fn failed(error: std::io::Error) -> VolumeError {
+fn failed(error: io::Error) -> VolumeError {
     VolumeError::WorkingState(error.to_string())
 }

@@ -280,6 +280,9 @@ async fn not_accepted(error: &io::Error) {
 
 /// The open file with the passphrase. A pipe is refused: it could be read once only, and each call
 /// to the key service reads the passphrase anew, so that it is never kept in memory here.
+///
+/// The descriptor that was handed over is closed: it is not close-on-exec, so every key child would inherit it. Called before
+/// anything else opens regular files, so that the number means what the one who started the daemon meant by it.
 fn open_passphrase(descriptor: u32) -> Result<File, RunError> {
     let refused = |cause: String| RunError::Passphrase(descriptor, cause);
     let file = File::open(format!("/proc/self/fd/{descriptor}"))
@@ -287,11 +290,12 @@ fn open_passphrase(descriptor: u32) -> Result<File, RunError> {
     let metadata = file
         .metadata()
         .map_err(|error| refused(error.to_string()))?;
-    if metadata.is_file() {
-        Ok(file)
-    } else {
-        Err(refused("it is not a regular file".to_owned()))
+    if !metadata.is_file() {
+        return Err(refused("it is not a regular file".to_owned()));
     }
+    let number = std::os::fd::RawFd::try_from(descriptor).map_err(|e| refused(e.to_string()))?;
+    nix::unistd::close(number).map_err(|error| refused(error.to_string()))?;
+    Ok(file)
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use sealvol_crypto::Commitment;
 
 use crate::error::{Loss, VolumeError};
+use crate::ids::LayerId;
 use crate::map::MapCache;
 use crate::page::BlockState;
 
@@ -25,6 +26,21 @@ pub struct Change {
     pub blocks: u64,
     /// What they are now: never [`BlockState::Absent`].
     pub state: BlockState,
+}
+
+/// A part of the map that can't be trusted: its range answers with errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The layer whose map it is.
+    pub layer: LayerId,
+    /// First byte of the volume that can't be served.
+    pub offset: u64,
+    /// One past the last.
+    pub end: u64,
+    /// What was found.
+    pub cause: &'static str,
+    /// More damage that this opening finds is not told any more.
+    pub last: bool,
 }
 
 /// The surroundings of a volume.
@@ -46,6 +62,13 @@ pub trait Host: Send + Sync + 'static {
     /// Records a loss where the failing store can't lose it. The error that it causes is answered only
     /// after this is done (rule R6).
     fn record_loss(&self, loss: Loss) -> Task<()>;
+
+    /// Records that a part of the map can't be trusted, once for each in an opening; the error is answered only after
+    /// this is done. The default records nothing.
+    fn record_damage(&self, damage: Damage) -> Task<()> {
+        let _ = damage;
+        Box::pin(async {})
+    }
 
     /// From now on the layer is bound to the key with this commitment, and a superblock older than
     /// `generation` is a rollback.

@@ -45,7 +45,7 @@ mod volume;
 pub use adopt::{FoundLayer, read_layer, verify_layer};
 pub use error::{Fault, Loss, LostStep, VolumeError};
 pub use geometry::{BLOCK, MAX_SIZE, check_size, params_digest};
-pub use host::{Change, Host, Task};
+pub use host::{Change, Damage, Host, Task};
 pub use ids::{DataKeyId, InvalidId, LayerId, VolumeId};
 pub use io::{Extent, PreparedWrite, ReadData, Zeroing};
 pub use layer::{DATA_FILE, META_FILE, create, destroy_keys, read_keys};

@@ -193,7 +193,7 @@ async fn open_as<S: Store>(
             exact_from,
             head.root.clone(),
             head.sequence_base.max(1),
-            host.map_cache(),
+            Arc::clone(&host),
         ),
         cipher,
         host,

@@ -168,6 +168,8 @@ impl Daemon {
         let host = Arc::new(LayerHost {
             layer: layer.id,
             registry: self.registry.clone(),
+            audit: self.audit.clone(),
+            damage: about(row, Operation::Damage, Self::itself()),
             runtime: self.runtime.clone(),
             map_cache: Arc::clone(&self.map_cache),
             working: WorkingState::new(&self.working_dir, layer.id, self.boot),
@@ -185,6 +187,13 @@ impl Daemon {
         let volume = opened.map_err(Error::volume(name))?;
         if let Some(repaired) = volume.repaired() {
             tracing::warn!(volume = %name, repaired, "the superblock was repaired");
+            let record = Record {
+                result: format!("superblock: {repaired}; the other slot served"),
+                ..about(row, Operation::Repair, caller)
+            };
+            if let Err(error) = self.audit.append(record).await {
+                tracing::error!(volume = %name, %error, "the repair could not be recorded");
+            }
         }
         if row.loss.is_some() {
             let id = row.id;

@@ -3,6 +3,7 @@
 //! Always: one loader at a time, and it looks again whether the page is resident after its turn came, so that
 //! an old content never takes the place of a page that was changed, written and dropped meanwhile. Only a page
 //! that the level above vouches for is read: a directory that the root names, a map page that its directory calls paged.
+//! A page that can't be trusted is on record (`damage.rs`) before anybody is answered with an error for it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,7 +42,10 @@ impl<S: Store> Map<S> {
                 self.allocate_page(&directory, number).await?;
                 Page::new(number, Cells::uniform(state), Place::Second)
             }
-            DirectoryEntry::Paged { sequence } => self.read_page(number, sequence).await?,
+            DirectoryEntry::Paged { sequence } => {
+                let read = self.read_page(number, sequence).await;
+                self.damages.on_record(read).await?
+            }
         };
         let page = Arc::new(page);
         self.tables
@@ -84,9 +88,10 @@ impl<S: Store> Map<S> {
         let mut place = Place::Second;
         if root != 0 {
             let name = self.name(PageKind::Directory, number);
-            let (buf, found, _) = self
+            let read = self
                 .read_places(name, |place| directory_offset(number, place), root)
-                .await?;
+                .await;
+            let (buf, found, _) = self.damages.on_record(read).await?;
             unpack_entries(payload(&buf), |at, bits| {
                 entries[at].store(bits, Ordering::Relaxed)
             });

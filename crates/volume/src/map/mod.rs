@@ -17,6 +17,7 @@
 
 mod cache;
 mod cells;
+mod damage;
 mod load;
 mod runs;
 mod write;
@@ -29,6 +30,7 @@ use sealvol_crypto::SectorCipher;
 use sealvol_store::Store;
 
 use cache::Tables;
+use damage::Damages;
 
 pub use cache::MapCache;
 pub(crate) use cells::Cells;
@@ -36,6 +38,7 @@ pub(crate) use runs::{Run, Runs};
 
 use crate::error::VolumeError;
 use crate::geometry::{DIRECTORY_PAGES, PAGE_BLOCKS, Place, by_page, index};
+use crate::host::Host;
 use crate::ids::LayerId;
 use crate::page::{BlockState, DirectoryEntry};
 
@@ -60,6 +63,7 @@ pub(crate) struct Map<S> {
     newest_root: RwLock<Vec<u64>>,
     tables: Arc<Tables>,
     cache: Arc<MapCache>,
+    damages: Damages,
     /// Pages with changes that no commit has copied yet.
     dirty: Mutex<Vec<Arc<Page>>>,
     /// Its length, changed under its mutex.
@@ -143,7 +147,7 @@ impl Directory {
 
 impl<S: Store> Map<S> {
     /// A map over `meta`. `root` comes from a superblock whose MAC was checked, or is all zeros.
-    /// `sequence` is the first sequence that this opening may use.
+    /// `sequence` is the first sequence that this opening may use; `host` gives the cache and is told of damage.
     pub(crate) fn new(
         meta: S,
         cipher: Arc<SectorCipher>,
@@ -151,9 +155,9 @@ impl<S: Store> Map<S> {
         exact_from: u64,
         root: Vec<u64>,
         sequence: u64,
-        cache: Arc<MapCache>,
+        host: Arc<dyn Host>,
     ) -> Self {
-        let tables = Arc::default();
+        let (tables, cache) = (Arc::default(), host.map_cache());
         cache.register(&tables);
         Self {
             meta,
@@ -164,6 +168,7 @@ impl<S: Store> Map<S> {
             root: RwLock::new(root),
             tables,
             cache,
+            damages: Damages::new(layer, host),
             dirty: Mutex::default(),
             dirty_len: AtomicU64::new(0),
             sequence: AtomicU64::new(sequence),

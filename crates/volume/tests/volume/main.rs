@@ -17,5 +17,6 @@ mod refusals;
 mod rig;
 mod rollback;
 mod space;
+mod tampering;
 mod threads;
 mod turns;
