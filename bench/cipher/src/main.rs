@@ -9,10 +9,10 @@
 //!
 //! Method: all implementations have the same key and the same data, and their results are compared
 //! before they are timed. A row is a data unit, bytes per call and a direction. In each round of a row
-//! every implementation is timed once for two milliseconds, in an order that turns by one from round to
-//! round. A ratio is the median, over all rounds, of ours to the rival's in the same round, so that
-//! what disturbs the machine for longer than a round disturbs both; its spread is the medians of the
-//! passes, which are minutes apart when the machine is busy. `best` compares the fastest samples.
+//! every implementation is timed once, for two milliseconds of processor time, in an order that turns
+//! by one from round to round. A ratio is the median, over all rounds, of ours to the rival's in the
+//! same round: what disturbs the machine for longer than a round disturbs both. Its spread is from the
+//! least to the greatest median of a pass over all rows. `best` compares the fastest samples.
 
 mod rivals;
 
@@ -20,9 +20,10 @@ use std::fmt::Write as _;
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rivals::{Direction, Rival};
+use rustix::time::{ClockId, clock_gettime};
 use sealvol_crypto::{UnitSize, clear_residue, random};
 
 const PASSES: usize = 5;
@@ -154,18 +155,27 @@ fn speed(bytes: usize, mut run: impl FnMut()) -> f64 {
     for _ in 0..calls_between {
         run();
     }
-    let start = Instant::now();
+    let start = processor_time();
     let mut calls = 0;
     loop {
         for _ in 0..calls_between {
             run();
         }
         calls += calls_between;
-        let elapsed = start.elapsed();
+        let elapsed = processor_time() - start;
         if elapsed >= SAMPLE {
             return (calls * bytes) as f64 / elapsed.as_nanos() as f64;
         }
     }
+}
+
+/// What this thread has had of the processor: time in which others had it does not count.
+fn processor_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        now.tv_sec.try_into().expect("not negative"),
+        now.tv_nsec.try_into().expect("less than a second"),
+    )
 }
 
 /// Nanoseconds of a `clear_residue`, the median of many.
@@ -276,7 +286,7 @@ fn about(name: &str, load: &str) -> String {
          | load before | {load} |\n\
          | rustc | {} |\n\
          | rivals | {aws_lc}; {openssl}; xts-mode 0.6.0; copy: `memcpy` of the same bytes |\n\
-         | samples | {PASSES} passes of {ROUNDS} rounds of {} ms each, interleaved |\n\n\
+         | samples | {PASSES} passes of {ROUNDS} rounds of {} ms of processor time each, interleaved |\n\n\
          How: `bench/cipher/src/main.rs`. GB/s are medians; `to X` is ours to X's in the same round, the median of all; `passes` and\n\
          `best` are to AWS-LC: the least and the greatest median of a pass, and the fastest sample to the fastest.\n",
         output("git", &["describe", "--always", "--dirty"]),
