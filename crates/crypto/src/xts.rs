@@ -13,6 +13,11 @@
 //! tested by the same vectors and against each other. `--cfg sealvol_portable_xts` leaves the first one
 //! out of a build.
 //!
+//! Measured beside AWS-LC in one run on Zen 4 (VAES, AVX-512), one core: 1.1 times its speed at
+//! 4096-byte units in bulk, 1.02 to 1.1 for one such unit a call; 1.8 to 2 times at many units of 512
+//! bytes, 1.06 to 1.5 for one (`bench/cipher`). `portable.rs` on the same machine had 0.97 and 0.83, 1.8
+//! and half.
+//!
 //! Lengths are whole blocks: there is no ciphertext stealing here.
 
 mod portable;
