@@ -133,6 +133,9 @@ pub(crate) struct Attach {
     /// Refuse writes
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Reach the store past the page cache (O_DIRECT), until it is detached
+    #[arg(long)]
+    pub(crate) direct: bool,
     /// User ids that may open the export [default: yours, and root]
     #[arg(long, value_name = "UID,...", value_delimiter = ',')]
     pub(crate) allow: Option<Vec<u32>>,
@@ -229,11 +232,14 @@ mod tests {
 
     #[test]
     fn allow_takes_a_list() {
-        let cli = parse("sealvol volume attach v --allow 0,107 --read-only").expect("valid");
+        let cli =
+            parse("sealvol volume attach v --allow 0,107 --read-only --direct").expect("valid");
         let Noun::Volume(Volume::Attach(attach)) = cli.noun else {
             panic!("another command")
         };
         assert_eq!(attach.allow, Some(vec![0, 107]));
-        assert!(attach.read_only && !attach.accept_loss && !attach.accept_rollback);
+        assert!(
+            attach.read_only && attach.direct && !attach.accept_loss && !attach.accept_rollback
+        );
     }
 }

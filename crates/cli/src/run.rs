@@ -83,12 +83,14 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
         Volume::Attach(Attach {
             name,
             read_only,
+            direct,
             allow,
             accept_loss,
             accept_rollback,
         }) => {
             let request = api::AttachVolume {
                 read_only,
+                direct,
                 allow,
                 accept_loss,
                 accept_rollback,

@@ -137,6 +137,9 @@ pub struct AttachVolume {
     /// Refuse writes.
     #[serde(default)]
     pub read_only: bool,
+    /// Reach the store past the page cache (`O_DIRECT`), with every access.
+    #[serde(default)]
+    pub direct: bool,
     /// User ids that may open the export; the caller and root if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<u32>>,

@@ -60,6 +60,18 @@ pub enum Error {
         /// Who asked.
         uid: u32,
     },
+    /// The store can't be reached directly in single sectors.
+    #[error(
+        "volume {name}: direct access to its store is in units of {unit} bytes, its sectors have {sector}"
+    )]
+    DirectUnit {
+        /// The volume.
+        name: VolumeName,
+        /// Bytes that the store's direct access takes at once.
+        unit: u64,
+        /// Bytes of a sector of the volume.
+        sector: u64,
+    },
     /// A volume on a block device has exactly its size.
     #[error("backing {}: the device has {device} bytes, the volume would have {asked}", path.display())]
     DeviceSize {

@@ -13,7 +13,9 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use sealvol_control::api::VolumeName;
-use sealvol_store::{Access, Directory as _, FileDirectory, FileStore, Store as _, StoreError};
+use sealvol_store::{
+    Access, Caching, Directory as _, FileDirectory, FileStore, Store as _, StoreError,
+};
 use sealvol_volume::{DATA_FILE, LayerId, META_FILE};
 
 use crate::error::Error;
@@ -78,13 +80,14 @@ impl Place {
         Ok(self.device.is_none() && std::fs::symlink_metadata(data)?.blocks() == 0)
     }
 
-    /// Opens and locks both files.
-    pub(crate) async fn open(&self, access: Access) -> Result<Files, StoreError> {
-        let directory = self.directory()?;
+    /// Opens and locks both files. Both in the same way: a mix of direct and cached access to one
+    /// device is not coherent.
+    pub(crate) async fn open(&self, access: Access, caching: Caching) -> Result<Files, StoreError> {
+        let directory = self.directory()?.caching(caching);
         // In this order always, so that two who race for a volume meet at the first lock.
         let meta = directory.open(META_FILE, access).await?;
         let data = match &self.device {
-            Some(device) => FileStore::open_block_device(device, access)?,
+            Some(device) => FileStore::open_block_device(device, access, caching)?,
             None => directory.open(DATA_FILE, access).await?,
         };
         Ok(Files { data, meta })
@@ -151,7 +154,7 @@ pub(crate) fn examine_backing(name: &VolumeName, path: &Path, size: u64) -> Resu
             "it is neither a directory nor a block device".to_owned(),
         ));
     }
-    let device = FileStore::open_block_device(&path, Access::Writable)
+    let device = FileStore::open_block_device(&path, Access::Writable, Caching::PageCache)
         .map_err(Error::store(name))?
         .len();
     if device != size {

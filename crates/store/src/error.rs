@@ -144,6 +144,18 @@ pub enum StoreError {
         at: Box<Place>,
     },
 
+    /// Direct access was asked for.
+    #[error(
+        "{at}: {file_system} has no direct access (O_DIRECT) to it, or only in units of more than a page; \
+         attach it without --direct"
+    )]
+    NotDirect {
+        /// Where.
+        at: Box<Place>,
+        /// The type of the file system, or `block device`.
+        file_system: &'static str,
+    },
+
     /// No file of that name.
     #[error("{at}: no such file; check the name, and that the store is mounted")]
     NotFound {
@@ -216,6 +228,16 @@ pub enum StoreError {
         end: u64,
     },
 
+    /// A direct write that does not consist of whole units: a mistake of the caller. Nothing was
+    /// written: to read the rest of a unit and write it back could undo a write beside it.
+    #[error("{at}: it is written in whole units of {unit} bytes only")]
+    Unaligned {
+        /// Where.
+        at: Box<Place>,
+        /// What offset and length must be multiples of, in bytes.
+        unit: u64,
+    },
+
     /// The file system or device has no such operation.
     #[error("{at}: {file_system} cannot do that; use another store if it is needed")]
     Unsupported {
@@ -252,6 +274,7 @@ impl StoreError {
             | Self::InvalidName { at, .. }
             | Self::Io { at, .. }
             | Self::Locked { at }
+            | Self::NotDirect { at, .. }
             | Self::NotFound { at }
             | Self::NoSpace { at }
             | Self::PastEnd { at, .. }
@@ -260,6 +283,7 @@ impl StoreError {
             | Self::Shrink { at, .. }
             | Self::TooLarge { at, .. }
             | Self::Truncated { at, .. }
+            | Self::Unaligned { at, .. }
             | Self::Unsupported { at, .. }
             | Self::WrongType { at, .. } => at,
         }

@@ -10,6 +10,7 @@
 //! | [`FileStore`], [`FileDirectory`] | files and block devices of this host, locked while open |
 //! | [`MemoryStore`], [`MemoryDirectory`] | sparse memory, always ready at once: the model for tests |
 //! | [`fault`] | a disk over any of them that tears writes, fails, stalls and loses power, by seed |
+//! | [`ring`] | io_uring for threads with an event loop; without it everything works, by threads |
 //! | [`IoBuf`] | the aligned, recycled memory that goes in and comes back |
 //!
 //! # When is a write durable
@@ -43,7 +44,9 @@ mod file;
 mod memory;
 mod name;
 mod pool;
+pub mod ring;
 mod sharing;
+mod sys;
 
 pub use buf::{ALIGNMENT, IoBuf};
 pub use error::{Operation, Place, StoreError};
@@ -57,6 +60,19 @@ pub enum Access {
     ReadOnly,
     /// Reads and writes; the only opener.
     Writable,
+}
+
+/// Whether the page cache stands between a file and its disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Caching {
+    /// It does.
+    #[default]
+    PageCache,
+    /// `O_DIRECT` (`open(2)`): every byte goes between the disk and the caller's memory. Writes are
+    /// whole units ([`FileStore::write_unit`]); reads can be of any bytes. Two openers of one file
+    /// that differ in this do not reliably see each other's writes. Memory file systems have no
+    /// disk, so there it makes no difference.
+    Direct,
 }
 
 /// Whether a write is on stable storage when it returns.

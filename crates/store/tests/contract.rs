@@ -1,14 +1,16 @@
 //! What every store promises, held against a plain array of bytes: files on disk and in memory,
-//! block devices, the model in memory, and the fault disk while nothing goes wrong.
+//! block devices, the model in memory, and the fault disk while nothing goes wrong. Files in each way in which they can be
+//! reached: through the page cache or past it, by a thread with a ring or by one without.
 
 mod device;
+mod worker;
 
 use futures_executor::block_on;
 use proptest::prelude::*;
 use sealvol_store::fault::FaultDisk;
 use sealvol_store::{
-    Access, Directory, Durability, FileDirectory, IoBuf, MemoryDirectory, Operation, Store,
-    StoreError,
+    Access, Caching, Directory, Durability, FileDirectory, FileStore, IoBuf, MemoryDirectory,
+    Operation, Store, StoreError,
 };
 
 const LEN: u64 = 100_000;
@@ -72,8 +74,9 @@ fn index(at: u64) -> usize {
     usize::try_from(at).expect("small stores only")
 }
 
-/// Does a step to both; whatever the array says must be what the store says.
-async fn step_agrees(store: &impl Store, array: &mut Vec<u8>, step: Step) {
+/// Does a step to both; whatever the array says must be what the store says. Writes that are not
+/// made of whole units must be refused and change nothing.
+async fn step_agrees(store: &impl Store, unit: u64, array: &mut Vec<u8>, step: Step) {
     let within = |offset: u64, len: u64| offset + len <= array.len() as u64;
     let agree = |offset, len, result: &Result<(), StoreError>| match result {
         Ok(()) => assert!(within(offset, len), "past the end and no error"),
@@ -105,6 +108,14 @@ async fn step_agrees(store: &impl Store, array: &mut Vec<u8>, step: Step) {
                 .write_at(IoBuf::copy_of(&bytes), offset, durability)
                 .await;
             assert!(buf[..] == bytes[..], "the buffer came back changed");
+            let is_whole = offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit);
+            if within(offset, len as u64) && !is_whole {
+                assert!(
+                    matches!(result, Err(StoreError::Unaligned { unit: told, .. }) if told == unit),
+                    "{result:?}"
+                );
+                return;
+            }
             agree(offset, len as u64, &result);
             if result.is_ok() {
                 array[index(offset)..][..len].copy_from_slice(&bytes);
@@ -137,25 +148,27 @@ async fn step_agrees(store: &impl Store, array: &mut Vec<u8>, step: Step) {
 }
 
 fn agrees_with_an_array(directory: &impl Directory, steps: Vec<Step>) {
-    block_on(async {
-        let store = directory.create("data", LEN).await.expect("creating");
-        let mut array = vec![0; index(LEN)];
-        for step in steps {
-            step_agrees(&store, &mut array, step).await;
-        }
-        let (buf, result) = store.read_at(IoBuf::for_overwrite(array.len()), 0).await;
-        result.expect("reading all of it");
-        assert!(buf[..] == array[..], "wrong bytes at the end");
-        drop(store);
-        let again = directory
-            .open("data", Access::ReadOnly)
-            .await
-            .expect("opening again");
-        let (buf, result) = again.read_at(IoBuf::for_overwrite(array.len()), 0).await;
-        result.expect("reading all of it again");
-        assert!(buf[..] == array[..], "wrong bytes after opening again");
-        directory.remove("data").await.expect("removing");
-    });
+    block_on(agrees(directory, |_| 1, steps));
+}
+
+async fn agrees<D: Directory>(directory: &D, unit: fn(&D::File) -> u64, steps: Vec<Step>) {
+    let store = directory.create("data", LEN).await.expect("creating");
+    let mut array = vec![0; index(LEN)];
+    for step in steps {
+        step_agrees(&store, unit(&store), &mut array, step).await;
+    }
+    let (buf, result) = store.read_at(IoBuf::for_overwrite(array.len()), 0).await;
+    result.expect("reading all of it");
+    assert!(buf[..] == array[..], "wrong bytes at the end");
+    drop(store);
+    let again = directory
+        .open("data", Access::ReadOnly)
+        .await
+        .expect("opening again");
+    let (buf, result) = again.read_at(IoBuf::for_overwrite(array.len()), 0).await;
+    result.expect("reading all of it again");
+    assert!(buf[..] == array[..], "wrong bytes after opening again");
+    directory.remove("data").await.expect("removing");
 }
 
 proptest! {
@@ -189,6 +202,27 @@ proptest! {
     }
 
     #[test]
+    fn a_file_on_disk_is_an_array_of_bytes_to_a_worker_with_a_ring(steps in steps()) {
+        let folder = device::disk_folder();
+        let directory = FileDirectory::open(folder.path()).expect("opening");
+        worker::run(agrees(&directory, FileStore::write_unit, steps));
+    }
+
+    #[test]
+    fn a_file_past_the_page_cache_is_an_array_of_bytes(steps in steps()) {
+        let folder = device::disk_folder();
+        let directory = FileDirectory::open(folder.path()).expect("opening").caching(Caching::Direct);
+        block_on(agrees(&directory, FileStore::write_unit, steps));
+    }
+
+    #[test]
+    fn a_file_past_the_page_cache_is_an_array_of_bytes_to_a_worker_with_a_ring(steps in steps()) {
+        let folder = device::disk_folder();
+        let directory = FileDirectory::open(folder.path()).expect("opening").caching(Caching::Direct);
+        worker::run(agrees(&directory, FileStore::write_unit, steps));
+    }
+
+    #[test]
     fn a_fault_disk_over_files_is_an_array_of_bytes(steps in steps(), seed: u64) {
         let folder = device::memory_folder();
         let platter = FileDirectory::open(folder.path()).expect("opening");
@@ -202,11 +236,23 @@ macro_rules! on_every_directory {
         block_on($check(&MemoryDirectory::new()));
         block_on($check(&FaultDisk::new(1).directory("layer")));
         for folder in [device::memory_folder(), device::disk_folder()] {
-            block_on($check(
-                &FileDirectory::open(folder.path()).expect("opening"),
-            ));
+            for caching in [Caching::PageCache, Caching::Direct] {
+                let directory = FileDirectory::open(folder.path()).expect("opening");
+                let directory = directory.caching(caching);
+                block_on($check(&directory));
+                empty(&directory);
+                worker::run($check(&directory));
+                empty(&directory);
+            }
         }
     };
+}
+
+/// Removes what a check left.
+fn empty(directory: &FileDirectory) {
+    for name in block_on(directory.list()).expect("listing") {
+        block_on(directory.remove(&name)).expect("removing");
+    }
 }
 
 fn expect_locked<T>(result: Result<T, StoreError>, name: &str) {
@@ -289,7 +335,8 @@ fn names_are_created_once_replaced_by_rename_and_gone_when_removed() {
             "{taken:?}"
         );
         let data = directory.open("data", Access::Writable).await.unwrap();
-        data.write_at(IoBuf::copy_of(b"data"), 0, Durability::Durable)
+        let bytes = b"data".repeat(128);
+        data.write_at(IoBuf::copy_of(&bytes), 0, Durability::Durable)
             .await
             .1
             .unwrap();

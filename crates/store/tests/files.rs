@@ -15,7 +15,7 @@ use device::{LoopDevice, SmallFileSystem, disk_folder, is_root, memory_folder};
 use futures_executor::block_on;
 use sealvol_store::fault::FaultDisk;
 use sealvol_store::{
-    Access, Directory, Durability, FileDirectory, FileStore, IoBuf, Store, StoreError,
+    Access, Caching, Directory, Durability, FileDirectory, FileStore, IoBuf, Store, StoreError,
 };
 
 const MIB: u64 = 1 << 20;
@@ -71,7 +71,7 @@ fn a_file_is_locked_against_other_processes() {
     assert!(!other_process_may_lock("r", "LOCK_SH", &path));
     assert!(!other_process_may_lock("r+", "LOCK_EX", &path));
     drop(writable);
-    let shared = FileStore::open_file(&path, Access::ReadOnly).unwrap();
+    let shared = FileStore::open_file(&path, Access::ReadOnly, Caching::PageCache).unwrap();
     assert!(other_process_may_lock("r", "LOCK_SH", &path));
     assert!(!other_process_may_lock("r+", "LOCK_EX", &path));
     drop(shared);
@@ -90,7 +90,7 @@ fn a_file_that_another_process_locked_is_refused_by_name() {
         .unwrap();
     assert_eq!(line, "locked\n");
     for access in [Access::ReadOnly, Access::Writable] {
-        let refused = FileStore::open_file(&path, access)
+        let refused = FileStore::open_file(&path, access, Caching::PageCache)
             .err()
             .expect("it is locked");
         assert!(matches!(refused, StoreError::Locked { .. }), "{refused:?}");
@@ -101,7 +101,7 @@ fn a_file_that_another_process_locked_is_refused_by_name() {
     }
     drop(holder.stdin.take());
     assert!(holder.wait().unwrap().success());
-    FileStore::open_file(&path, Access::Writable).unwrap();
+    FileStore::open_file(&path, Access::Writable, Caching::PageCache).unwrap();
 }
 
 #[test]
@@ -128,7 +128,8 @@ fn what_is_not_a_regular_file_is_refused_and_never_waited_for() {
             );
         }
     }
-    let refused = FileStore::open_block_device(at("file"), Access::ReadOnly).err();
+    let refused =
+        FileStore::open_block_device(at("file"), Access::ReadOnly, Caching::PageCache).err();
     assert!(
         matches!(refused, Some(StoreError::WrongType { .. })),
         "{refused:?}"
@@ -327,7 +328,8 @@ fn a_full_disk_refuses_what_meets_it_and_loses_nothing() {
 #[test]
 fn a_block_device_is_claimed_read_written_punched_and_grown() {
     if !is_root("block devices are left out: attaching a loop device takes root") {
-        let refused = FileStore::open_block_device("/dev/null", Access::ReadOnly).err();
+        let refused =
+            FileStore::open_block_device("/dev/null", Access::ReadOnly, Caching::PageCache).err();
         assert!(
             matches!(refused, Some(StoreError::WrongType { .. })),
             "{refused:?}"
@@ -337,10 +339,11 @@ fn a_block_device_is_claimed_read_written_punched_and_grown() {
     let folder = disk_folder();
     let file = folder.path().join("backing");
     let device = LoopDevice::over(&file, 4 * MIB);
-    let store = FileStore::open_block_device(&device.path, Access::Writable).unwrap();
+    let store =
+        FileStore::open_block_device(&device.path, Access::Writable, Caching::PageCache).unwrap();
     assert_eq!(store.len(), 4 * MIB);
     for access in [Access::ReadOnly, Access::Writable] {
-        let refused = FileStore::open_block_device(&device.path, access).err();
+        let refused = FileStore::open_block_device(&device.path, access, Caching::PageCache).err();
         assert!(
             matches!(refused, Some(StoreError::Locked { .. })),
             "{refused:?}"
@@ -400,7 +403,8 @@ fn the_kernel_reports_a_lost_write_once() {
     }
     let small = SmallFileSystem::mount(MIB);
     let device = LoopDevice::over(&small.path().join("backing"), 4 * MIB);
-    let store = FileStore::open_block_device(&device.path, Access::Writable).unwrap();
+    let store =
+        FileStore::open_block_device(&device.path, Access::Writable, Caching::PageCache).unwrap();
     write(&store, 0, &[4; 2 << 20]).unwrap();
     let failed = block_on(store.sync());
     assert!(failed.is_err(), "2 MiB were written to 1 MiB");

@@ -36,6 +36,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::BadRequest(_)
         | Error::Backing { .. }
         | Error::DeviceSize { .. }
+        | Error::DirectUnit { .. }
         | Error::KeyRef(_) => ErrorKind::Usage,
         Error::BackingNotAllowed { .. }
         | Error::BadKey { .. }
@@ -93,7 +94,8 @@ fn of_store(error: &StoreError) -> ErrorKind {
         StoreError::Locked { .. } | StoreError::AlreadyExists { .. } => ErrorKind::Conflict,
         StoreError::TooLarge { .. }
         | StoreError::Shrink { .. }
-        | StoreError::InvalidName { .. } => ErrorKind::Usage,
+        | StoreError::InvalidName { .. }
+        | StoreError::NotDirect { .. } => ErrorKind::Usage,
         // Whoever can write the store put something else there, or cut it.
         StoreError::Truncated { .. } | StoreError::WrongType { .. } => ErrorKind::Refused,
         StoreError::Io { .. }
@@ -102,6 +104,7 @@ fn of_store(error: &StoreError) -> ErrorKind {
         | StoreError::PastEnd { .. }
         | StoreError::PowerLost { .. }
         | StoreError::ReadOnly { .. }
+        | StoreError::Unaligned { .. }
         | StoreError::Unsupported { .. } => ErrorKind::Failed,
     }
 }
@@ -150,6 +153,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
             "Name a place below one that `backing` in the configuration lists, or ask an administrator"
         }
         Error::BackingTaken { .. } => "Name another device, or delete that volume first",
+        Error::DirectUnit { .. } => "Attach it without --direct",
         Error::DeviceSize { .. } => "Give the device's own size with --size",
         Error::Forbidden { .. } | Error::Stranger(_) => {
             "Have the administrator add you to [rights] in sealvold's configuration"

@@ -10,6 +10,7 @@
 //! | requests in: one receive, many requests | `requests.rs` |
 //! | replies out: one send, many replies | `outbox.rs` |
 //! | how much memory connections hold | `memory.rs` |
+//! | completions of the disks | `ring.rs` |
 //!
 //! Always: a request that was begun is brought to its end, whatever becomes of its client; a connection ends only
 //! when none of its requests is in flight. Key residue is cleared before a worker sleeps.
@@ -20,6 +21,7 @@ mod handshake;
 mod memory;
 mod outbox;
 mod requests;
+mod ring;
 mod socket;
 
 use std::collections::VecDeque;
@@ -111,7 +113,7 @@ fn start_worker(
     memory: Arc<Memory>,
 ) -> io::Result<Worker> {
     let (connections, incoming) = mpsc::unbounded_channel();
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = ring::turn_before_sleep(&mut tokio::runtime::Builder::new_current_thread())
         .enable_io()
         .enable_time()
         .build()?;
@@ -119,9 +121,13 @@ fn start_worker(
         .name(format!("worker-{number}"))
         .spawn(move || {
             let tasks = tokio::task::LocalSet::new();
-            tasks.block_on(&runtime, work(incoming, exports, stop, memory));
+            let watch = ring::Watch::start(&runtime);
+            tasks.block_on(
+                &runtime,
+                watch.during(work(incoming, exports, stop, memory)),
+            );
             // Connections that still drain.
-            runtime.block_on(tasks);
+            runtime.block_on(watch.during(tasks));
         })?;
     Ok(Worker {
         connections,

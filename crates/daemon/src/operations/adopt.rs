@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::VolumeKey;
-use sealvol_store::{Access, Directory as _};
+use sealvol_store::{Access, Caching, Directory as _};
 use sealvol_volume::{
     FoundLayer, LayerId, META_FILE, Pins, VolumeError, WrappedKey, read_layer, verify_layer,
 };
@@ -69,7 +69,7 @@ impl Daemon {
         let backing = self.backing_of(name, layer, parent, request).await?;
         let place = Place::of(&backing, layer, &self.state.layers());
         let files = place
-            .open(Access::ReadOnly)
+            .open(Access::ReadOnly, Caching::PageCache)
             .await
             .map_err(Error::store(name))?;
         let found = read_layer(&files.meta).await.map_err(Error::volume(name))?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{SectorCipher, VolumeKey};
-use sealvol_store::{FileStore, Store as _};
+use sealvol_store::{Caching, FileStore, Store as _};
 use sealvol_volume::{Volume, VolumeError, WrappedKey, open_rolled_back, read_keys, read_layer};
 
 use super::{pins, subject};
@@ -40,6 +40,7 @@ impl Daemon {
         }
         let attached = Attached {
             read_only: request.read_only,
+            direct: request.direct,
             allow: self.allowed(caller, request.allow),
             by: caller.uid,
         };
@@ -47,7 +48,7 @@ impl Daemon {
             .open_volume(
                 caller,
                 &row,
-                attached.read_only,
+                &attached,
                 Accepts {
                     loss: request.accept_loss,
                     rollback: request.accept_rollback,
@@ -78,7 +79,7 @@ impl Daemon {
             return Ok(());
         };
         let volume = self
-            .open_volume(Self::itself(), &row, attached.read_only, Accepts::default())
+            .open_volume(Self::itself(), &row, &attached, Accepts::default())
             .await?;
         self.serve(&row, volume, attached);
         Ok(())
@@ -99,10 +100,10 @@ impl Daemon {
         &self,
         caller: Caller,
         row: &VolumeRow,
-        read_only: bool,
+        attached: &Attached,
         accepts: Accepts,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
-        let opened = self.open_checked(caller, row, read_only, accepts).await;
+        let opened = self.open_checked(caller, row, attached, accepts).await;
         if let Err(error) = &opened
             && !is_recorded(error)
         {
@@ -122,7 +123,7 @@ impl Daemon {
         &self,
         caller: Caller,
         row: &VolumeRow,
-        read_only: bool,
+        attached: &Attached,
         accepts: Accepts,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
         let name = &row.name;
@@ -134,7 +135,7 @@ impl Daemon {
         }
         let layer = self.top_layer(row).await?;
         let place = Place::of(&row.backing, layer.id, &self.state.layers());
-        let (store_access, access) = if read_only {
+        let (store_access, access) = if attached.read_only {
             (
                 sealvol_store::Access::ReadOnly,
                 sealvol_volume::Access::ReadOnly,
@@ -145,7 +146,7 @@ impl Daemon {
                 sealvol_volume::Access::Writable,
             )
         };
-        let files = place.open(store_access).await.map_err(Error::store(name))?;
+        let files = open_files(row, &place, store_access, attached.direct).await?;
         let accepted = match (&row.loss, accepts.loss) {
             (Some(loss), _) => {
                 self.record_acceptance(caller, row, Operation::AcceptLoss, loss)
@@ -324,6 +325,33 @@ fn is_recorded(error: &Error) -> bool {
         error,
         Error::Key { .. } | Error::KeyChild { .. } | Error::Audit { .. }
     )
+}
+
+/// Opens the layer's files, if they can be reached as was asked for.
+async fn open_files(
+    row: &VolumeRow,
+    place: &Place,
+    access: sealvol_store::Access,
+    direct: bool,
+) -> Result<Files, Error> {
+    let caching = if direct {
+        Caching::Direct
+    } else {
+        Caching::PageCache
+    };
+    let opened = place.open(access, caching).await;
+    let files = opened.map_err(Error::store(&row.name))?;
+    let (unit, sector) = (files.data.write_unit(), row.sector_size.bytes() as u64);
+    if unit > sector {
+        // Sectors beside the written one would have to be read and written with it, and a write to
+        // one of them at the same time could be undone.
+        return Err(Error::DirectUnit {
+            name: row.name.clone(),
+            unit,
+            sector,
+        });
+    }
+    Ok(files)
 }
 
 /// Forgets what the page cache shows and the disk may not have (rule R6).

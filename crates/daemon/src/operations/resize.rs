@@ -5,7 +5,7 @@
 //! which the next attach folds into the superblock.
 
 use sealvol_control::api::{self, VolumeName};
-use sealvol_store::{Access, Store as _};
+use sealvol_store::{Access, Caching, Store as _};
 use sealvol_volume::{VolumeError, check_size};
 
 use crate::daemon::Daemon;
@@ -49,7 +49,7 @@ impl Daemon {
     async fn lengthen(&self, row: &VolumeRow, size: u64) -> Result<(), Error> {
         let place = Place::of(&row.backing, row.top, &self.state.layers());
         let files = place
-            .open(Access::Writable)
+            .open(Access::Writable, Caching::PageCache)
             .await
             .map_err(Error::store(&row.name))?;
         if files.data.len() < size {

@@ -167,9 +167,15 @@ impl Database {
     pub(crate) fn set_attached(&mut self, volume: VolumeId, attached: &Attached) -> Result<()> {
         let allow = serde_json::to_string(&attached.allow).unwrap_or_else(|_| "[]".to_owned());
         self.connection.execute(
-            "UPDATE volumes SET attached = 1, read_only = ?2, allow = ?3, attached_by = ?4
-             WHERE id = ?1",
-            params![volume.to_string(), attached.read_only, allow, attached.by],
+            "UPDATE volumes SET attached = 1, read_only = ?2, allow = ?3, attached_by = ?4,
+             direct = ?5 WHERE id = ?1",
+            params![
+                volume.to_string(),
+                attached.read_only,
+                allow,
+                attached.by,
+                attached.direct
+            ],
         )?;
         Ok(())
     }

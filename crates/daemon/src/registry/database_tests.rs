@@ -182,6 +182,7 @@ fn an_attached_volume_is_found_attached_after_a_restart() {
     let (mut fixture, new) = Fixture::with_volume("v");
     let attached = Attached {
         read_only: true,
+        direct: true,
         allow: vec![0, 107],
         by: 1000,
     };
@@ -231,6 +232,33 @@ fn a_forgotten_volume_leaves_nothing() {
         .database
         .begin_create(&new_volume("v"))
         .expect("the name is free again");
+}
+
+#[test]
+fn a_registry_of_version_1_is_taken_over() {
+    let (fixture, new) = Fixture::with_volume("v");
+    let connection = &fixture.database.connection;
+    connection
+        .execute_batch(
+            "UPDATE volumes SET attached = 1, read_only = 1, allow = '[7]', attached_by = 3;
+             ALTER TABLE volumes DROP COLUMN direct;
+             PRAGMA user_version = 1",
+        )
+        .expect("as version 1 left it");
+    let mut fixture = fixture.reopened();
+    let attached = Attached {
+        read_only: true,
+        direct: false,
+        allow: vec![7],
+        by: 3,
+    };
+    assert_eq!(fixture.row(&new.name).attached, Some(attached));
+    let direct = Attached {
+        direct: true,
+        ..fixture.row(&new.name).attached.expect("attached")
+    };
+    fixture.database.set_attached(new.id, &direct).expect("set");
+    assert_eq!(fixture.reopened().row(&new.name).attached, Some(direct));
 }
 
 #[test]

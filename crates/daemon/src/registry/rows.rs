@@ -67,6 +67,8 @@ pub(crate) struct VolumeRow {
 pub(crate) struct Attached {
     /// Writes are refused.
     pub read_only: bool,
+    /// The store is reached past the page cache.
+    pub direct: bool,
     /// User ids that may open the export.
     pub allow: Vec<u32>,
     /// User id that attached it.
@@ -108,7 +110,7 @@ pub(crate) struct LayerRow {
 }
 
 pub(super) const VOLUME_COLUMNS: &str = "id, name, state, created, size, sector_size, key, \
-     backing, backing_path, top, attached, read_only, allow, attached_by, loss";
+     backing, backing_path, top, attached, read_only, allow, attached_by, loss, direct";
 
 pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     let attached = if row.get::<_, bool>(10)? {
@@ -116,6 +118,7 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         let allow = serde_json::from_str(&allow).map_err(|error| invalid(12, error))?;
         Some(Attached {
             read_only: row.get(11)?,
+            direct: row.get(15)?,
             allow,
             by: row.get(13)?,
         })

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -29,6 +29,7 @@ const TABLES: &str = "
         top          TEXT NOT NULL,
         attached     INTEGER NOT NULL DEFAULT 0 CHECK (attached IN (0, 1)),
         read_only    INTEGER NOT NULL DEFAULT 0 CHECK (read_only IN (0, 1)),
+        direct       INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1)),
         allow        TEXT NOT NULL DEFAULT '[]',
         attached_by  INTEGER NOT NULL DEFAULT 0,
         loss         TEXT
@@ -48,6 +49,10 @@ const TABLES: &str = "
     ) STRICT;
     CREATE INDEX layers_by_volume ON layers (volume);
 ";
+
+/// What makes version 2 of version 1.
+const TO_VERSION_2: &str =
+    "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
 
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
     // SQLite would make the file by the umask; the registry is nobody else's business.
@@ -86,6 +91,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
+        (APPLICATION_ID, 1) => {
+            transaction.execute_batch(TO_VERSION_2)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+        }
         (APPLICATION_ID, found) => {
             return Err(RegistryError::NewerSchema {
                 path: path.to_owned(),

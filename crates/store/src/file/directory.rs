@@ -13,7 +13,7 @@ use rustix::io::{Errno, retry_on_intr};
 use super::{FileStore, errno, medium, open as opening};
 use crate::name::path_in;
 use crate::pool::Lane;
-use crate::{Access, Directory, Operation, Place, StoreError};
+use crate::{Access, Caching, Directory, Operation, Place, StoreError};
 
 /// A directory whose regular files are stores.
 ///
@@ -22,6 +22,7 @@ use crate::{Access, Directory, Operation, Place, StoreError};
 pub struct FileDirectory {
     open: Arc<OpenDirectory>,
     lane: Arc<Lane>,
+    caching: Caching,
 }
 
 struct OpenDirectory {
@@ -41,6 +42,7 @@ impl FileDirectory {
         Ok(Self {
             open,
             lane: Arc::new(Lane::default()),
+            caching: Caching::PageCache,
         })
     }
 
@@ -66,6 +68,13 @@ impl FileDirectory {
         Self::open(&path)
     }
 
+    /// The same directory, whose files are opened from now on as `caching` says.
+    #[must_use]
+    pub fn caching(mut self, caching: Caching) -> Self {
+        self.caching = caching;
+        self
+    }
+
     /// The path it was opened by.
     #[must_use]
     pub fn path(&self) -> &Path {
@@ -86,18 +95,18 @@ impl Directory for FileDirectory {
 
     async fn create(&self, name: &str, len: u64) -> Result<FileStore, StoreError> {
         let path = path_in(&self.open.path, name, Operation::Create)?;
-        let name = name.to_owned();
-        self.off_thread(move |open| open.create(&name, path, len))
+        let (name, caching) = (name.to_owned(), self.caching);
+        self.off_thread(move |open| open.create(&name, path, len, caching))
             .await
     }
 
     async fn open(&self, name: &str, access: Access) -> Result<FileStore, StoreError> {
         let path = path_in(&self.open.path, name, Operation::Open)?;
-        let name = name.to_owned();
+        let (name, caching) = (name.to_owned(), self.caching);
         self.off_thread(move |open| {
-            let flags = opening::flags_of(access) | OFlags::NOFOLLOW;
+            let flags = opening::flags_of(access, caching) | OFlags::NOFOLLOW;
             let fd = opening::open_at(&open.fd, name.as_ref(), &path, flags, Operation::Open)?;
-            FileStore::regular(fd, path, access, Operation::Open)
+            FileStore::regular(fd, path, access, caching, Operation::Open)
         })
         .await
     }
@@ -142,15 +151,26 @@ impl Directory for FileDirectory {
 
 /// The blocking side.
 impl OpenDirectory {
-    fn create(&self, name: &str, path: Arc<Path>, len: u64) -> Result<FileStore, StoreError> {
-        let flags = opening::flags_of(Access::Writable) | OFlags::CREATE | OFlags::EXCL;
-        let fd = opening::open_at(&self.fd, name.as_ref(), &path, flags, Operation::Create)?;
+    fn create(
+        &self,
+        name: &str,
+        path: Arc<Path>,
+        len: u64,
+        caching: Caching,
+    ) -> Result<FileStore, StoreError> {
+        let flags = opening::flags_of(Access::Writable, caching) | OFlags::CREATE | OFlags::EXCL;
+        let opened = opening::open_at(&self.fd, name.as_ref(), &path, flags, Operation::Create);
+        if let Err(StoreError::NotDirect { .. }) = opened {
+            // The kernel makes the file first and finds that out then.
+            let _ = unlinkat(&self.fd, name, AtFlags::empty());
+        }
+        let fd = opened?;
         if let Err(errno) = retry_on_intr(|| ftruncate(&fd, len)) {
             // The file is nobody's yet. That it cannot be removed is not the error to report.
             let _ = unlinkat(&self.fd, name, AtFlags::empty());
             return Err(self.cannot_be(len, &path, errno));
         }
-        FileStore::regular(fd, path, Access::Writable, Operation::Create)
+        FileStore::regular(fd, path, Access::Writable, caching, Operation::Create)
     }
 
     /// Why a new file could not become `len` bytes long.

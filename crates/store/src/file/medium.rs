@@ -9,22 +9,24 @@
 //! extent each. Setting it takes an `ioctl` for which there is no safe call; a directory hands it
 //! on to new files: `xfs_io -c 'extsize 1m' DIRECTORY`.
 
-use std::os::fd::OwnedFd;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::fstatfs;
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, statx};
 use rustix::io::Errno;
 
 use super::transfer;
+use crate::{ALIGNMENT, Caching, ring};
 
 /// How reads are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reads {
     /// Plain calls by the caller: nothing can block.
     Inline,
-    /// By the caller as far as the page cache has it, the rest on another thread.
+    /// By the caller as far as the page cache has it, the rest by the ring or on another thread.
     CachedInline,
-    /// On another thread.
-    OffThread,
+    /// By the ring or on another thread.
+    Away,
 }
 
 /// How writes are made.
@@ -36,6 +38,8 @@ pub(super) enum Writes {
     InlineWhileFewUnsynced,
     /// On another thread: the file system may go to a network or to another process.
     OffThread,
+    /// By the ring, or on another thread.
+    Ring,
 }
 
 /// What a file lies on.
@@ -46,6 +50,11 @@ pub(super) struct Medium {
     pub(super) is_block_device: bool,
     pub(super) reads: Reads,
     pub(super) writes: Writes,
+    /// Reads that are not inline go to the ring of a thread that has one, before other threads.
+    pub(super) ring: bool,
+    /// Bytes of which offset and length of every access are multiples; `None` if the page cache
+    /// sees to that.
+    pub(super) direct: Option<NonZeroU64>,
     /// Memory: nothing is ever more durable than it is now.
     pub(super) sync_does_nothing: bool,
 }
@@ -142,58 +151,115 @@ const FILE_SYSTEMS: [FileSystem; 14] = [
 ];
 
 impl Medium {
-    /// Finds out what a regular file lies on.
-    pub(super) fn of_file(fd: &OwnedFd) -> Result<Self, Errno> {
+    /// Finds out what a regular file lies on, that was opened as `caching` says.
+    pub(super) fn of_file(fd: &OwnedFd, caching: Caching) -> Result<Self, Errno> {
         let (file_system, kind) = file_system_of(fd)?;
-        let in_memory = matches!(kind, Kind::Memory);
-        Ok(Self {
+        if matches!(kind, Kind::Memory) {
+            return Ok(Self {
+                file_system,
+                is_block_device: false,
+                reads: Reads::Inline,
+                writes: Writes::Inline,
+                ring: false,
+                direct: None,
+                sync_does_nothing: true,
+            });
+        }
+        let cached = Self {
             file_system,
             is_block_device: false,
-            reads: if in_memory {
-                Reads::Inline
-            } else {
-                cached_reads(fd)
-            },
+            reads: cached_reads(fd),
             writes: match kind {
-                Kind::Memory => Writes::Inline,
-                Kind::Disk => Writes::InlineWhileFewUnsynced,
+                Kind::Memory | Kind::Disk => Writes::InlineWhileFewUnsynced,
                 Kind::Other => Writes::OffThread,
             },
-            sync_does_nothing: in_memory,
-        })
+            // A network that hangs shall not hang the kernel's threads of a ring.
+            ring: matches!(kind, Kind::Disk) && ring::is_available(),
+            direct: None,
+            sync_does_nothing: false,
+        };
+        cached.reached(fd, caching)
     }
 
-    /// A block device, reached through its page cache.
-    pub(super) fn of_block_device(fd: &OwnedFd) -> Self {
-        Self {
+    /// A block device that was opened as `caching` says.
+    pub(super) fn of_block_device(fd: &OwnedFd, caching: Caching) -> Result<Self, Errno> {
+        let cached = Self {
             file_system: "block device",
             is_block_device: true,
             reads: cached_reads(fd),
             writes: Writes::InlineWhileFewUnsynced,
+            ring: ring::is_available(),
+            direct: None,
             sync_does_nothing: false,
-        }
+        };
+        cached.reached(fd, caching)
+    }
+
+    fn reached(self, fd: &OwnedFd, caching: Caching) -> Result<Self, Errno> {
+        Ok(match caching {
+            Caching::PageCache => self,
+            Caching::Direct => Self {
+                reads: Reads::Away,
+                writes: Writes::Ring,
+                ring: ring::is_available(),
+                direct: Some(direct_alignment(fd)?),
+                ..self
+            },
+        })
     }
 
     /// For an operator.
     pub(super) fn in_words(&self) -> &'static str {
-        match (self.reads, self.writes) {
-            (Reads::Inline, _) | (_, Writes::Inline) => "plain calls inline (memory file system)",
-            (Reads::CachedInline, Writes::InlineWhileFewUnsynced) => {
-                "page cache: cached reads and writes inline, the rest on threads"
+        if self.direct.is_some() {
+            return if self.ring {
+                "O_DIRECT: io_uring"
+            } else {
+                "O_DIRECT: on threads (no io_uring here)"
+            };
+        }
+        match (self.reads, self.writes, self.ring) {
+            (Reads::Inline, ..) | (_, Writes::Inline, _) => {
+                "plain calls inline (memory file system)"
             }
-            (Reads::CachedInline, Writes::OffThread) => {
+            (Reads::CachedInline, Writes::OffThread, _) => {
                 "page cache: cached reads inline, the rest on threads"
             }
-            (Reads::OffThread, Writes::InlineWhileFewUnsynced) => {
-                "page cache: writes inline, the rest on threads"
+            (Reads::CachedInline, _, true) => {
+                "page cache: cached reads and writes inline, other reads by io_uring, the rest on threads"
             }
-            (Reads::OffThread, Writes::OffThread) => "all on threads",
+            (Reads::CachedInline, _, false) => {
+                "page cache: cached reads and writes inline, the rest on threads"
+            }
+            (Reads::Away, Writes::OffThread, _) => "all on threads",
+            (Reads::Away, _, true) => {
+                "page cache: writes inline, reads by io_uring, the rest on threads"
+            }
+            (Reads::Away, _, false) => "page cache: writes inline, the rest on threads",
         }
     }
 }
 
+/// What offsets, lengths and memory of direct access to this file must be multiples of.
+///
+/// # Errors
+/// `EINVAL` if it cannot be had, or takes more than [`ALIGNMENT`].
+fn direct_alignment(fd: &OwnedFd) -> Result<NonZeroU64, Errno> {
+    let about = statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)?;
+    let told = StatxFlags::from_bits_retain(about.stx_mask).contains(StatxFlags::DIOALIGN);
+    let alignment = if told {
+        // Both zero: no direct access to this very file (encrypted, compressed, in the inode).
+        u64::from(about.stx_dio_mem_align.max(about.stx_dio_offset_align))
+    } else {
+        // Linux before 6.1, and file systems that do not say: a page suits all of them.
+        ALIGNMENT as u64
+    };
+    NonZeroU64::new(alignment)
+        .filter(|unit| unit.is_power_of_two() && unit.get() <= ALIGNMENT as u64)
+        .ok_or(Errno::INVAL)
+}
+
 /// The type of the file system that `fd` (a file or directory) lies on.
-pub(super) fn file_system_name(fd: &OwnedFd) -> &'static str {
+pub(super) fn file_system_name(fd: impl AsFd) -> &'static str {
     file_system_of(fd).map_or("this file system", |(name, _)| name)
 }
 
@@ -201,7 +267,7 @@ pub(super) fn file_system_name(fd: &OwnedFd) -> &'static str {
     clippy::useless_conversion,
     reason = "the word is narrower on some architectures"
 )]
-fn file_system_of(fd: &OwnedFd) -> Result<(&'static str, Kind), Errno> {
+fn file_system_of(fd: impl AsFd) -> Result<(&'static str, Kind), Errno> {
     let found = i64::from(fstatfs(fd)?.f_type);
     let known = FILE_SYSTEMS
         .into_iter()
@@ -220,6 +286,6 @@ fn cached_reads(fd: &OwnedFd) -> Reads {
     if transfer::can_read_cached(fd) {
         Reads::CachedInline
     } else {
-        Reads::OffThread
+        Reads::Away
     }
 }

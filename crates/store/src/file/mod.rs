@@ -21,7 +21,7 @@ mod open;
 mod transfer;
 
 use std::num::NonZeroU64;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,7 +32,8 @@ use rustix::io::{Errno, retry_on_intr};
 pub use directory::FileDirectory;
 
 use crate::pool::Lane;
-use crate::{Access, Durability, IoBuf, Operation, Place, Store, StoreError};
+use crate::sys::{self, Transfer};
+use crate::{Access, Durability, IoBuf, Operation, Place, Store, StoreError, ring};
 use medium::{Medium, Reads, Writes};
 
 /// Unsynced bytes of a store up to which a write is done by the caller. Beyond it the kernel's
@@ -68,6 +69,119 @@ impl FileStore {
         &self.file.path
     }
 
+    /// What offset and length of a write must be multiples of, in bytes: 1 but for direct access.
+    #[must_use]
+    pub fn write_unit(&self) -> u64 {
+        self.file.medium.direct.map_or(1, NonZeroU64::get)
+    }
+
+    /// Reads the first `need` bytes of `buf`, of which the first `done` are there, without
+    /// holding up the caller: by the ring of this thread if it has one, else on another thread.
+    async fn read_away(
+        &self,
+        mut buf: IoBuf,
+        offset: u64,
+        mut done: usize,
+        need: usize,
+    ) -> (IoBuf, Result<(), StoreError>) {
+        let (direct, mut by_ring) = (self.file.medium.direct.is_some(), self.file.medium.ring);
+        while by_ring {
+            let file = || Arc::clone(&self.file) as sys::File;
+            match ring::begin(Transfer::Read, file, offset, buf, done) {
+                Ok(flight) => {
+                    let (back, result) = flight.await;
+                    buf = back;
+                    match result {
+                        Ok(count) if done + count >= need => return (buf, Ok(())),
+                        // Short: the rest goes the same way. A direct read is short at the end only.
+                        Ok(count) if count > 0 && !direct => done += count,
+                        Ok(_) | Err(Errno::INTR | Errno::AGAIN) => by_ring = false,
+                        Err(errno) => {
+                            let len = need as u64;
+                            let failed = self.file.failed(Operation::Read, offset, len, errno);
+                            return (buf, Err(failed));
+                        }
+                    }
+                }
+                Err(back) => {
+                    buf = back;
+                    by_ring = false;
+                }
+            }
+        }
+        self.off_thread(move |file| {
+            let result = file.read(&mut buf, offset, done, need);
+            (buf, result)
+        })
+        .await
+    }
+
+    /// Reads directly what does not consist of whole units: the units around it, into other
+    /// memory.
+    async fn read_around(
+        &self,
+        mut buf: IoBuf,
+        offset: u64,
+        unit: NonZeroU64,
+    ) -> (IoBuf, Result<(), StoreError>) {
+        let lead = usize::try_from(offset % unit).expect("units are at most a page");
+        let unit = usize::try_from(unit.get()).expect("units are at most a page");
+        let need = lead + buf.len();
+        let around = IoBuf::for_overwrite(need.next_multiple_of(unit));
+        let (around, result) = self.read_away(around, offset - lead as u64, 0, need).await;
+        if result.is_ok() {
+            buf.copy_from_slice(&around[lead..need]);
+        }
+        (buf, result)
+    }
+
+    /// Writes whole units past the page cache.
+    async fn write_directly(
+        &self,
+        mut buf: IoBuf,
+        offset: u64,
+        durability: Durability,
+    ) -> (IoBuf, Result<(), StoreError>) {
+        let (len, mut done) = (buf.len(), 0);
+        if self.file.medium.ring {
+            let durable = durability == Durability::Durable;
+            let file = || Arc::clone(&self.file) as sys::File;
+            match ring::begin(Transfer::Write { durable }, file, offset, buf, 0) {
+                Ok(flight) => {
+                    let (back, result) = flight.await;
+                    buf = back;
+                    match result {
+                        Ok(count) if count == len => return (buf, Ok(())),
+                        Ok(count) => done = count,
+                        Err(Errno::INTR | Errno::AGAIN) => {}
+                        Err(errno) => {
+                            let len = len as u64;
+                            let failed = self.file.failed(Operation::Write, offset, len, errno);
+                            return (buf, Err(failed));
+                        }
+                    }
+                }
+                Err(back) => buf = back,
+            }
+        }
+        self.write_off_thread(buf, offset, done, durability).await
+    }
+
+    /// Writes what is missing after the first `done` bytes.
+    async fn write_off_thread(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+        done: usize,
+        durability: Durability,
+    ) -> (IoBuf, Result<(), StoreError>) {
+        self.off_thread(move |file| {
+            let result = file.write(&buf, offset, done, durability);
+            (buf, result)
+        })
+        .await
+    }
+
     /// Runs `work` on a thread that may block.
     async fn off_thread<T: Send + 'static>(
         &self,
@@ -80,26 +194,25 @@ impl FileStore {
 
 impl Store for FileStore {
     async fn read_at(&self, mut buf: IoBuf, offset: u64) -> (IoBuf, Result<(), StoreError>) {
-        let file = &*self.file;
-        if let Err(error) = file.check(Operation::Read, offset, buf.len() as u64) {
+        let (file, len) = (&*self.file, buf.len());
+        if let Err(error) = file.check(Operation::Read, offset, len as u64) {
             return (buf, Err(error));
         }
         let done = match file.medium.reads {
             Reads::Inline => {
-                let result = file.read(&mut buf, offset, 0);
+                let result = file.read(&mut buf, offset, 0, len);
                 return (buf, result);
             }
             Reads::CachedInline => transfer::read_cached(&file.fd, &mut buf, offset),
-            Reads::OffThread => 0,
+            Reads::Away => 0,
         };
-        if done == buf.len() {
+        if done == len {
             return (buf, Ok(()));
         }
-        self.off_thread(move |file| {
-            let result = file.read(&mut buf, offset, done);
-            (buf, result)
-        })
-        .await
+        match file.medium.direct {
+            Some(unit) if !is_whole(unit, offset, len) => self.read_around(buf, offset, unit).await,
+            _ => self.read_away(buf, offset, done, len).await,
+        }
     }
 
     async fn write_at(
@@ -108,19 +221,28 @@ impl Store for FileStore {
         offset: u64,
         durability: Durability,
     ) -> (IoBuf, Result<(), StoreError>) {
-        let file = &*self.file;
-        if let Err(error) = file.check(Operation::Write, offset, buf.len() as u64) {
+        let (file, len) = (&*self.file, buf.len());
+        if let Err(error) = file.check(Operation::Write, offset, len as u64) {
             return (buf, Err(error));
         }
-        if file.writes_inline(offset, buf.len() as u64, durability) {
-            let result = file.write(&buf, offset, durability);
-            return (buf, result);
+        if let Some(unit) = file.medium.direct
+            && !is_whole(unit, offset, len)
+        {
+            let at = file.at(Operation::Write, offset, len as u64);
+            let unit = unit.get();
+            return (buf, Err(StoreError::Unaligned { at, unit }));
         }
-        self.off_thread(move |file| {
-            let result = file.write(&buf, offset, durability);
-            (buf, result)
-        })
-        .await
+        if len == 0 {
+            return (buf, Ok(()));
+        }
+        match file.medium.writes {
+            Writes::Ring => self.write_directly(buf, offset, durability).await,
+            _ if file.writes_inline(offset, len as u64, durability) => {
+                let result = file.write(&buf, offset, 0, durability);
+                (buf, result)
+            }
+            _ => self.write_off_thread(buf, offset, 0, durability).await,
+        }
     }
 
     async fn sync(&self) -> Result<(), StoreError> {
@@ -162,6 +284,17 @@ impl Store for FileStore {
     }
 }
 
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// Whether a range consists of whole units.
+fn is_whole(unit: NonZeroU64, offset: u64, len: usize) -> bool {
+    offset.is_multiple_of(unit.get()) && (len as u64).is_multiple_of(unit.get())
+}
+
 /// The blocking side: each call does the whole of an operation that was checked before.
 impl OpenFile {
     fn at(&self, operation: Operation, offset: u64, len: u64) -> Box<Place> {
@@ -189,7 +322,7 @@ impl OpenFile {
     fn writes_inline(&self, offset: u64, len: u64, durability: Durability) -> bool {
         match self.medium.writes {
             Writes::Inline => true,
-            Writes::OffThread => false,
+            Writes::OffThread | Writes::Ring => false,
             Writes::InlineWhileFewUnsynced => {
                 durability == Durability::Volatile
                     && self.unsynced.load(Ordering::Relaxed).saturating_add(len)
@@ -199,27 +332,44 @@ impl OpenFile {
         }
     }
 
-    /// Reads what is missing of `buf` after the first `done` bytes.
-    fn read(&self, buf: &mut [u8], offset: u64, done: usize) -> Result<(), StoreError> {
-        let from = offset + done as u64;
-        match transfer::read_all(&self.fd, &mut buf[done..], from) {
+    /// Reads what is missing of the first `need` bytes of `buf` after the first `done`.
+    fn read(
+        &self,
+        buf: &mut [u8],
+        offset: u64,
+        done: usize,
+        need: usize,
+    ) -> Result<(), StoreError> {
+        let read = match self.medium.direct {
+            None => transfer::read_all(&self.fd, &mut buf[done..need], offset + done as u64),
+            Some(unit) => transfer::read_directly(&self.fd, buf, offset, need, unit),
+        };
+        match read {
             Ok(None) => Ok(()),
             Ok(Some(end)) => {
-                let at = self.at(Operation::Read, offset, buf.len() as u64);
+                let at = self.at(Operation::Read, offset, need as u64);
                 Err(StoreError::Truncated { at, end })
             }
-            Err(errno) => Err(self.failed(Operation::Read, offset, buf.len() as u64, errno)),
+            Err(errno) => Err(self.failed(Operation::Read, offset, need as u64, errno)),
         }
     }
 
-    fn write(&self, buf: &[u8], offset: u64, durability: Durability) -> Result<(), StoreError> {
-        let len = buf.len() as u64;
+    /// Writes what is missing of `buf` after the first `done` bytes.
+    fn write(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        done: usize,
+        durability: Durability,
+    ) -> Result<(), StoreError> {
+        let (rest, len) = (&buf[done..], buf.len() as u64);
         let durable = durability == Durability::Durable && !self.medium.sync_does_nothing;
         if !durable {
             // Counted before, and also if it fails: a part may have been written.
-            self.unsynced.fetch_add(len, Ordering::Relaxed);
+            self.unsynced
+                .fetch_add(rest.len() as u64, Ordering::Relaxed);
         }
-        transfer::write_all(&self.fd, buf, offset, durable)
+        transfer::write_all(&self.fd, rest, offset + done as u64, durable)
             .map_err(|errno| self.failed(Operation::Write, offset, len, errno))
     }
 

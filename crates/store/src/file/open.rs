@@ -12,10 +12,10 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom, fstat, ftruncate, open, 
 use rustix::io::{Errno, retry_on_intr};
 
 use super::lock::{Lock, lock};
-use super::medium::Medium;
+use super::medium::{Medium, file_system_name};
 use super::{FileStore, OpenFile, errno};
 use crate::pool::Lane;
-use crate::{Access, Operation, Place, StoreError};
+use crate::{Access, Caching, Operation, Place, StoreError};
 
 /// Flags of every open: `NONBLOCK` has no effect on files and disks, and keeps others from
 /// blocking.
@@ -29,17 +29,17 @@ impl FileStore {
     ///
     /// # Errors
     /// [`StoreError::Locked`] if it is open elsewhere, [`StoreError::NotFound`],
-    /// [`StoreError::WrongType`] also for a symbolic link.
-    pub fn open_file(path: impl AsRef<Path>, access: Access) -> Result<Self, StoreError> {
+    /// [`StoreError::WrongType`] also for a symbolic link, [`StoreError::NotDirect`] if direct
+    /// access was asked for and cannot be had.
+    pub fn open_file(
+        path: impl AsRef<Path>,
+        access: Access,
+        caching: Caching,
+    ) -> Result<Self, StoreError> {
         let path: Arc<Path> = path.as_ref().into();
-        let fd = open_at(
-            &CWD,
-            &path,
-            &path,
-            flags_of(access) | OFlags::NOFOLLOW,
-            Operation::Open,
-        )?;
-        Self::regular(fd, path, access, Operation::Open)
+        let flags = flags_of(access, caching) | OFlags::NOFOLLOW;
+        let fd = open_at(&CWD, &path, &path, flags, Operation::Open)?;
+        Self::regular(fd, path, access, caching, Operation::Open)
     }
 
     /// Opens a block device, claims it (`O_EXCL`: whether or not for writing, no mount, no other
@@ -48,24 +48,32 @@ impl FileStore {
     ///
     /// # Errors
     /// [`StoreError::Locked`] if it is claimed or mounted, [`StoreError::NotFound`],
-    /// [`StoreError::WrongType`].
-    pub fn open_block_device(path: impl AsRef<Path>, access: Access) -> Result<Self, StoreError> {
+    /// [`StoreError::WrongType`], [`StoreError::NotDirect`].
+    pub fn open_block_device(
+        path: impl AsRef<Path>,
+        access: Access,
+        caching: Caching,
+    ) -> Result<Self, StoreError> {
         let path: Arc<Path> = path.as_ref().into();
         let at = || Place::whole(Operation::Open, &path);
         // Without O_EXCL first: on anything but a block device its meaning is undefined.
         let looked_at = open_at(&CWD, &path, &path, OFlags::PATH, Operation::Open)?;
         expect_type(&looked_at, FileType::BlockDevice, &at())?;
-        let flags = flags_of(access) | OFlags::EXCL;
+        let flags = flags_of(access, caching) | OFlags::EXCL;
         let fd = match retry_on_intr(|| open(&*path, flags, Mode::empty())) {
             Ok(fd) => fd,
             Err(Errno::BUSY) => return Err(StoreError::Locked { at: at() }),
+            Err(Errno::INVAL) if caching == Caching::Direct => {
+                return Err(not_direct(at(), "block device"));
+            }
             Err(errno) => return Err(errno::into_error(at(), errno, "block device")),
         };
         expect_type(&fd, FileType::BlockDevice, &at())?;
         take_lock(&fd, access, &at())?;
         let len =
             device_len(&fd).map_err(|errno| errno::into_error(at(), errno, "block device"))?;
-        let medium = Medium::of_block_device(&fd);
+        let medium = Medium::of_block_device(&fd, caching)
+            .map_err(|errno| unreachable_so(at(), errno, caching, "block device"))?;
         Ok(Self::over(fd, path, access, medium, len))
     }
 
@@ -74,14 +82,18 @@ impl FileStore {
         fd: OwnedFd,
         path: Arc<Path>,
         access: Access,
+        caching: Caching,
         operation: Operation,
     ) -> Result<Self, StoreError> {
         let at = || Place::whole(operation, &path);
         expect_type(&fd, FileType::RegularFile, &at())?;
         take_lock(&fd, access, &at())?;
-        let found = Medium::of_file(&fd).and_then(|medium| Ok((medium, fstat(&fd)?.st_size)));
-        let (medium, size) =
-            found.map_err(|errno| errno::into_error(at(), errno, "this file system"))?;
+        let file_system = file_system_name(&fd);
+        let medium = Medium::of_file(&fd, caching)
+            .map_err(|errno| unreachable_so(at(), errno, caching, file_system))?;
+        let size = fstat(&fd)
+            .map_err(|errno| errno::into_error(at(), errno, file_system))?
+            .st_size;
         let len = size
             .try_into()
             .expect("the kernel has no files of negative size");
@@ -105,13 +117,34 @@ impl FileStore {
     }
 }
 
-/// The flags that `access` asks for.
-pub(super) fn flags_of(access: Access) -> OFlags {
+/// The flags that `access` and `caching` ask for.
+pub(super) fn flags_of(access: Access, caching: Caching) -> OFlags {
     let mode = match access {
         Access::ReadOnly => OFlags::RDONLY,
         Access::Writable => OFlags::RDWR,
     };
-    mode | ALWAYS
+    let direct = match caching {
+        Caching::PageCache => OFlags::empty(),
+        Caching::Direct => OFlags::DIRECT,
+    };
+    mode | direct | ALWAYS
+}
+
+/// Why what was opened cannot be reached as `caching` says.
+fn unreachable_so(
+    at: Box<Place>,
+    errno: Errno,
+    caching: Caching,
+    file_system: &'static str,
+) -> StoreError {
+    match (errno, caching) {
+        (Errno::INVAL, Caching::Direct) => not_direct(at, file_system),
+        _ => errno::into_error(at, errno, file_system),
+    }
+}
+
+fn not_direct(at: Box<Place>, file_system: &'static str) -> StoreError {
+    StoreError::NotDirect { at, file_system }
 }
 
 /// Opens `name`, relative to `directory`; `path` is what errors call it.
@@ -143,6 +176,9 @@ pub(super) fn open_at(
                     found: "a socket or absent device",
                     wanted,
                 },
+                Errno::INVAL if flags.contains(OFlags::DIRECT) => {
+                    not_direct(at, file_system_name(directory))
+                }
                 _ => errno::into_error(at, errno, "this file system"),
             }
         },

@@ -1,6 +1,7 @@
 //! Moving bytes: positional reads and writes that go on until all is done.
 
 use std::io::{IoSlice, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 
 use rustix::io::{Errno, ReadWriteFlags, pread, preadv2, pwrite, pwritev2, retry_on_intr};
@@ -16,6 +17,28 @@ pub(super) fn read_all(fd: &OwnedFd, buf: &mut [u8], offset: u64) -> Result<Opti
         match retry_on_intr(|| pread(fd, &mut buf[done..], at))? {
             0 => return Ok(Some(at)),
             count => done += count,
+        }
+    }
+    Ok(None)
+}
+
+/// Reads at least the first `need` bytes of `buf`, past the page cache, waiting as long as it
+/// takes; offset and length of `buf` are multiples of `unit`. If the file ends before, returns where.
+pub(super) fn read_directly(
+    fd: &OwnedFd,
+    buf: &mut [u8],
+    offset: u64,
+    need: usize,
+    unit: NonZeroU64,
+) -> Result<Option<u64>, Errno> {
+    let mut done = 0;
+    while done < need {
+        let at = offset + done as u64;
+        done += retry_on_intr(|| pread(fd, &mut buf[done..], at))?;
+        let end = offset + done as u64;
+        // Within a unit only the end of the file ends a read.
+        if done < need && (end == at || !end.is_multiple_of(unit.get())) {
+            return Ok(Some(end));
         }
     }
     Ok(None)
