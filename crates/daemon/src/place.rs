@@ -52,7 +52,8 @@ impl Place {
 
     /// Makes the directory, durably.
     pub(crate) fn make(&self) -> Result<FileDirectory, StoreError> {
-        FileDirectory::make(&self.directory)
+        let made = FileDirectory::make(&self.directory)?;
+        Ok(made.with_large_extents(DATA_FILE))
     }
 
     /// The directory, to look at or change its files.

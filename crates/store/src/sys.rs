@@ -16,8 +16,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use io_uring::{IoUring, opcode, types};
+use io_uring::{IoUring, opcode as operation, types};
 use rustix::io::Errno;
+use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
 
 use crate::IoBuf;
 
@@ -119,8 +120,8 @@ impl Queue {
         let len = u32::try_from(rest.len().min(TRANSFER_MAX)).unwrap_or(0);
         let offset = offset + done as u64;
         let entry = match transfer {
-            Transfer::Read => opcode::Read::new(fd, memory, len).offset(offset).build(),
-            Transfer::Write { durable } => opcode::Write::new(fd, memory, len)
+            Transfer::Read => operation::Read::new(fd, memory, len).offset(offset).build(),
+            Transfer::Write { durable } => operation::Write::new(fd, memory, len)
                 .offset(offset)
                 .rw_flags(if durable { rwf_dsync() } else { 0 })
                 .build(),
@@ -214,6 +215,51 @@ impl Drop for Queue {
             // The kernel may still have them: memory that is lost does no harm.
             mem::forget(mem::take(&mut self.flying));
         }
+    }
+}
+
+/// `struct fsxattr` of `linux/fs.h`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct FileAttributes {
+    flags: u32,
+    extent_size: u32,
+    extents: u32,
+    project: u32,
+    cow_extent_size: u32,
+    _pad: [u8; 8],
+}
+
+/// `FS_IOC_FSGETXATTR` and `FS_IOC_FSSETXATTR`.
+const GET_ATTRIBUTES: Opcode = opcode::read::<FileAttributes>(b'X', 31);
+const SET_ATTRIBUTES: Opcode = opcode::write::<FileAttributes>(b'X', 32);
+/// `FS_XFLAG_EXTSIZE`.
+const HAS_EXTENT_SIZE: u32 = 0x0800;
+
+/// Has the file system give this file space in pieces of so many bytes. The file is still empty.
+///
+/// # Errors
+/// Where there is no such hint.
+pub(crate) fn hint_extent_size(file: impl AsFd, bytes: u32) -> Result<(), Errno> {
+    // SAFETY: FS_IOC_FSGETXATTR writes one `struct fsxattr`, which `FileAttributes` is: plain
+    // integers without padding, in its order.
+    let old = unsafe {
+        ioctl(
+            file.as_fd(),
+            Getter::<GET_ATTRIBUTES, FileAttributes>::new(),
+        )
+    }?;
+    let new = FileAttributes {
+        flags: old.flags | HAS_EXTENT_SIZE,
+        extent_size: bytes,
+        ..old
+    };
+    // SAFETY: FS_IOC_FSSETXATTR reads one `struct fsxattr`, as above, and keeps no pointer to it.
+    unsafe {
+        ioctl(
+            file.as_fd(),
+            Setter::<SET_ATTRIBUTES, FileAttributes>::new(new),
+        )
     }
 }
 

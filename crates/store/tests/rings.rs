@@ -5,18 +5,21 @@ mod device;
 mod worker;
 
 use std::future::poll_fn;
+use std::os::unix::fs::MetadataExt;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc;
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
-use device::{disk_folder, memory_folder};
+use device::{MadeFileSystem, disk_folder, is_root, memory_folder};
 use futures_executor::block_on;
 use futures_util::future::join_all;
+use sealvol_store::fault::{FaultDisk, Hold, When};
 use sealvol_store::ring::{Worker, turn};
 use sealvol_store::{
-    Access, Caching, Directory, Durability, FileDirectory, FileStore, IoBuf, Store, StoreError,
+    Access, Caching, Directory, Durability, FileDirectory, FileStore, IoBuf, Operation, Store,
+    StoreError,
 };
 use tempfile::TempDir;
 
@@ -347,4 +350,85 @@ fn direct_writes_are_seen_by_a_later_cached_opener_and_the_other_way() {
         let written = store.write_at(IoBuf::copy_of(&bytes), BLOCK, Durability::Volatile);
         worker::run(written).1.unwrap();
     }
+}
+
+#[test]
+fn a_store_that_stalls_holds_up_no_other_on_its_worker() {
+    let folder = disk_folder();
+    let stalling = FaultDisk::over(FileDirectory::open(folder.path()).unwrap(), 1);
+    let stalled = block_on(stalling.directory("layer").create("data", 64 * BLOCK)).unwrap();
+    let (_folder, store) = direct(64);
+    worker::run(async {
+        let gate = stalling.hold(When::operation(Operation::Write).always(), Hold::Before);
+        let stuck = join_all((0..64).map(|number| {
+            stalled.write_at(
+                IoBuf::copy_of(&block(number)),
+                number * BLOCK,
+                Durability::Volatile,
+            )
+        }));
+        let mut stuck = pin!(stuck);
+        assert!(poll_once(stuck.as_mut()).is_pending());
+        assert_eq!(gate.held(), 64);
+        for number in 0..64 {
+            write(&store, number, Durability::Volatile).await.unwrap();
+            assert!(read(&store, number).await == block(number));
+        }
+        gate.release();
+        for (_, result) in stuck.await {
+            result.expect("it was only late");
+        }
+    });
+}
+
+#[test]
+fn a_full_disk_refuses_direct_writes_and_loses_nothing() {
+    if !is_root("a full disk past the page cache is left out: mounting one takes root") {
+        return;
+    }
+    let small = MadeFileSystem::mount(&["mkfs.ext4", "-q", "-b", "4096"], 4 << 20);
+    let directory = FileDirectory::open(small.path()).unwrap();
+    let directory = directory.caching(Caching::Direct);
+    let store = block_on(directory.create("data", 2048 * BLOCK)).unwrap();
+    worker::run(async {
+        let mut full = 0;
+        let refused = loop {
+            match write(&store, full, Durability::Volatile).await {
+                Ok(()) => full += 1,
+                Err(refused) => break refused,
+            }
+        };
+        assert!(refused.is_no_space(), "{refused}");
+        assert_eq!(refused.place().offset, full * BLOCK);
+        for number in 0..full {
+            assert!(
+                read(&store, number).await == block(number),
+                "block {number}"
+            );
+        }
+        store.punch(0, 8 * BLOCK).await.unwrap();
+        write(&store, full, Durability::Durable)
+            .await
+            .expect("there is space again");
+        assert!(read(&store, full).await == block(full));
+    });
+}
+
+#[test]
+fn data_on_xfs_gets_its_space_in_large_pieces_and_other_files_do_not() {
+    if !is_root("extent sizes on xfs are left out: mounting one takes root") {
+        return;
+    }
+    let made = MadeFileSystem::mount(&["mkfs.xfs", "-q"], 512 << 20);
+    let directory = FileDirectory::open(made.path()).unwrap();
+    let directory = directory.with_large_extents("data");
+    let space = |name: &str| {
+        let store = block_on(directory.create(name, 64 << 20)).unwrap();
+        block_on(write(&store, 5000, Durability::Durable)).unwrap();
+        assert!(block_on(read(&store, 5000)) == block(5000));
+        assert!(block_on(read(&store, 5001)) == [0; 4096]);
+        std::fs::metadata(store.path()).unwrap().blocks() * 512
+    };
+    assert_eq!(space("data"), 1 << 20);
+    assert!(space("meta") < 1 << 20);
 }

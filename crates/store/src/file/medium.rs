@@ -5,9 +5,8 @@
 //! `RWF_NOWAIT` by the caller; buffered writes refuse `RWF_NOWAIT` (ext4) or always answer EAGAIN
 //! (xfs), so whether one may block has to be guessed from what is unsynced.
 //!
-//! On xfs, files should carry an extent-size hint of 1 MiB, else random first writes give one
-//! extent each. Setting it takes an `ioctl` for which there is no safe call; a directory hands it
-//! on to new files: `xfs_io -c 'extsize 1m' DIRECTORY`.
+//! On xfs, files of random first writes should carry an extent-size hint of 1 MiB, else each
+//! gives an extent: [`FileDirectory::with_large_extents`](super::FileDirectory::with_large_extents).
 
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};

@@ -85,6 +85,43 @@ impl Drop for SmallFileSystem {
     }
 }
 
+/// A file system of its own in a file; unmounted when dropped.
+#[allow(dead_code, reason = "not every test file mounts")]
+pub(crate) struct MadeFileSystem {
+    folder: TempDir,
+}
+
+#[allow(dead_code, reason = "not every test file mounts")]
+impl MadeFileSystem {
+    /// `make` is the program that makes it, with its options.
+    pub(crate) fn mount(make: &[&str], bytes: u64) -> Self {
+        let image = disk_folder();
+        let file = image.path().join("image");
+        File::create(&file)
+            .and_then(|file| file.set_len(bytes))
+            .expect("a file for it");
+        let arguments: Vec<_> = make[1..].iter().copied().chain([path(&file)]).collect();
+        run(make[0], &arguments);
+        let folder = TempDir::new().expect("a folder to mount on");
+        // The image's name goes at once; the mount keeps its bytes.
+        run("mount", &["-o", "loop", path(&file), path(folder.path())]);
+        Self { folder }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for MadeFileSystem {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.folder.path())
+            .status();
+    }
+}
+
 /// A loop device over a new sparse file; detached when dropped.
 #[allow(dead_code, reason = "not every test file attaches")]
 pub(crate) struct LoopDevice {
