@@ -58,15 +58,17 @@ impl Failure {
 fn errno(error: &VolumeError) -> Errno {
     match error {
         VolumeError::NoSpace => Errno::ENOSPC,
-        VolumeError::ReadOnly => Errno::EPERM,
+        VolumeError::ReadOnly | VolumeError::Sealed { .. } => Errno::EPERM,
         VolumeError::InvalidSize { .. }
         | VolumeError::OutOfRange { .. }
         | VolumeError::Shrink { .. } => Errno::EINVAL,
-        VolumeError::DamagedMap { .. }
+        VolumeError::BrokenStack { .. }
+        | VolumeError::DamagedMap { .. }
         | VolumeError::Failed(_)
         | VolumeError::Mismatch { .. }
         | VolumeError::NewerFormat { .. }
         | VolumeError::NoSuperblock { .. }
+        | VolumeError::NotSealed { .. }
         | VolumeError::Registry(_)
         | VolumeError::RolledBack { .. }
         | VolumeError::Store(_)

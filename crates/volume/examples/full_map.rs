@@ -14,8 +14,8 @@ use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::{Commitment, UnitSize, VolumeKey};
 use sealvol_store::{Access, Directory, Durability, FileDirectory, IoBuf, Store, StoreError};
 use sealvol_volume::{
-    DataKeyId, Host, LayerId, LayerParams, Loss, META_FILE, MapCache, Pins, Task, Volume,
-    VolumeError, VolumeId, WrappedKey,
+    DataKeyId, Host, LayerId, LayerParams, LayerParts, Loss, META_FILE, MapCache, Pins, Task,
+    Volume, VolumeError, VolumeId, WrappedKey,
 };
 
 const PAGE_SPAN: u64 = 64 << 20;
@@ -114,7 +114,14 @@ async fn open(files: &FileDirectory, pins: &Pins) -> Result<Arc<Volume<Either>>,
     let data = Either::Forgets(pins.params.size);
     let host = Arc::new(Alone(MapCache::new(64 << 20)));
     let access = sealvol_volume::Access::Writable;
-    Ok(sealvol_volume::open(data, meta, cipher, pins, access, host).await?)
+    let top = LayerParts {
+        data,
+        meta,
+        cipher: Arc::new(cipher),
+        pins: pins.clone(),
+        host,
+    };
+    Ok(sealvol_volume::open(Vec::new(), top, access).await?)
 }
 
 fn resident_kib() -> Result<u64, Error> {

@@ -9,9 +9,9 @@ use sealvol_store::Store;
 
 use crate::error::VolumeError;
 use crate::ids::DataKeyId;
+use crate::open::{Pins, check_lengths, check_slots};
 use crate::slots;
 use crate::superblock::{LayerParams, WrappedKey};
-use crate::volume::{Pins, check_lengths, check_slots};
 
 /// What the serving superblock of a layer says. Not trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]

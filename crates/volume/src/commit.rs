@@ -16,6 +16,8 @@
 //! - the kernel reports a lost write once, to whoever asks first: a commit counts its data sync as good only when no
 //!   durable write that was under way during it was told of a loss.
 //!
+//! - a commit after a snapshot's cut first finishes the switch (`snapshot.rs`): lower layers before higher ones.
+//!
 //! Never: a sync on the caller's thread (the store sees to it), a reply before the record of a loss.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,6 +26,8 @@ use event_listener::{Event, listener};
 use sealvol_store::Store;
 
 use crate::error::{Loss, LostStep, VolumeError};
+use crate::layer::Layer;
+use crate::superblock::Superblock;
 use crate::volume::Volume;
 
 /// The commits of one volume, counted.
@@ -40,6 +44,33 @@ struct State {
     lost: Option<Loss>,
     /// Whether the loss is recorded outside the layer, so that it may be answered.
     recorded: bool,
+    /// The last one that made everything durable.
+    done: u64,
+    /// Why the last one that did not, did not; the next one tries again.
+    refused: String,
+}
+
+/// Why a commit did not make everything durable.
+pub(crate) enum CommitFailed {
+    /// For ever.
+    Lost(Loss),
+    /// This time: the registry does not take what has to be in it first.
+    Refused(String),
+}
+
+impl From<Loss> for CommitFailed {
+    fn from(loss: Loss) -> Self {
+        Self::Lost(loss)
+    }
+}
+
+impl From<VolumeError> for CommitFailed {
+    fn from(error: VolumeError) -> Self {
+        Self::Refused(match error {
+            VolumeError::Registry(cause) => cause,
+            other => other.to_string(),
+        })
+    }
 }
 
 impl Commits {
@@ -78,7 +109,8 @@ impl<S: Store> Volume<S> {
     ///
     /// # Errors
     ///
-    /// [`VolumeError::Failed`] once a sync or map write has failed, for ever.
+    /// [`VolumeError::Failed`] once a sync or map write has failed, for ever. [`VolumeError::Registry`] if a snapshot's head
+    /// switch could not be recorded: the next commit tries again.
     pub(crate) async fn commit(self: &Arc<Self>) -> Result<(), VolumeError> {
         // The next commit to begin is the first that is sure to see all of it.
         let wanted = self.commits.state().started + 1;
@@ -88,7 +120,10 @@ impl<S: Store> Volume<S> {
                 let mut state = self.commits.state();
                 match &state.lost {
                     Some(loss) if state.recorded => return Err(VolumeError::Failed(loss.clone())),
-                    None if state.ended >= wanted => return Ok(()),
+                    None if state.done >= wanted => return Ok(()),
+                    None if state.ended >= wanted => {
+                        return Err(VolumeError::Registry(state.refused.clone()));
+                    }
                     _ => {}
                 }
                 let idle = state.lost.is_none() && state.started == state.ended;
@@ -107,14 +142,29 @@ impl<S: Store> Volume<S> {
     }
 
     async fn run_commit(self: Arc<Self>) {
-        if let Err(loss) = self.commit_once().await {
-            self.record(loss).await;
+        let ended = self.commit_once().await;
+        if let Err(CommitFailed::Lost(loss)) = &ended {
+            self.record(loss.clone()).await;
         }
         {
             let mut state = self.commits.state();
             state.ended = state.started;
+            match ended {
+                Ok(()) => state.done = state.ended,
+                Err(CommitFailed::Refused(cause)) => state.refused = cause,
+                Err(CommitFailed::Lost(_)) => {}
+            }
         }
         self.commits.ended.notify(usize::MAX);
+    }
+
+    /// Lower layers first: until a switch is finished, the new top has nothing that may be called durable.
+    async fn commit_once(self: &Arc<Self>) -> Result<(), CommitFailed> {
+        if let Some(switch) = self.switch_to_finish() {
+            self.finish_switch(switch).await?;
+        }
+        self.commit_layer(&self.top()).await?;
+        Ok(())
     }
 
     /// Stops the volume for ever, at once; recorded outside the layer; then the error to answer with.
@@ -133,20 +183,26 @@ impl<S: Store> Volume<S> {
     }
 
     /// The same from a store's error.
-    pub(crate) async fn lose(&self, step: LostStep, cause: &VolumeError) -> VolumeError {
-        self.record(self.loss(step, cause)).await
+    pub(crate) async fn lose(
+        &self,
+        layer: &Layer<S>,
+        step: LostStep,
+        cause: &VolumeError,
+    ) -> VolumeError {
+        self.record(layer.loss(step, cause)).await
     }
 
     /// The steps of one commit, in the order that the module's doc gives.
-    async fn commit_once(self: &Arc<Self>) -> Result<(), Loss> {
-        let mut head = self.head.lock().await;
-        let lost = |step| move |cause: VolumeError| self.loss(step, &cause);
+    pub(crate) async fn commit_layer(self: &Arc<Self>, layer: &Arc<Layer<S>>) -> Result<(), Loss> {
+        let mut head = layer.head.lock().await;
+        let lost = |step| move |cause: VolumeError| layer.loss(step, &cause);
         self.commits.lost().map_or(Ok(()), Err)?;
-        self.punches.commit_begins();
-        self.host.commit_begins();
-        let mut batch = self.map.copy_dirty();
+        layer.punches.commit_begins();
+        layer.host.commit_begins();
+        let mut batch = layer.map.copy_dirty();
         sealvol_crypto::clear_residue();
-        self.data
+        layer
+            .data
             .sync()
             .await
             .map_err(VolumeError::from)
@@ -154,35 +210,38 @@ impl<S: Store> Volume<S> {
         self.durable_writes.grace().await;
         self.commits.lost().map_or(Ok(()), Err)?;
         if !batch.is_empty() {
-            if self
+            if layer
                 .map
                 .write_pages(&mut batch)
                 .await
                 .map_err(lost(LostStep::MapWrite))?
             {
-                self.sync_meta().await?;
+                layer.sync_meta().await?;
             }
-            self.map
+            layer
+                .map
                 .enter_directories(&batch)
                 .await
                 .map_err(lost(LostStep::MapWrite))?;
-            self.commit_directories(&mut head, false).await?;
-            self.map.settle(&batch);
+            layer.commit_directories(&mut head, false).await?;
+            layer.map.settle(&batch);
         }
         drop(head);
-        self.host.commit_done();
-        if self.punches.commit_done() {
-            let volume = Arc::clone(self);
+        layer.host.commit_done();
+        if layer.punches.commit_done() {
+            let (volume, layer) = (Arc::clone(self), Arc::clone(layer));
             self.host
-                .spawn(Box::pin(async move { volume.run_punches().await }));
+                .spawn(Box::pin(async move { volume.run_punches(layer).await }));
         }
         Ok(())
     }
+}
 
+impl<S: Store> Layer<S> {
     /// Writes and syncs directory pages, and the superblock if one of them is new.
     pub(crate) async fn commit_directories(
-        self: &Arc<Self>,
-        head: &mut crate::superblock::Superblock,
+        &self,
+        head: &mut Superblock,
         stale: bool,
     ) -> Result<(), Loss> {
         let lost = |step| move |cause: VolumeError| self.loss(step, &cause);
@@ -214,13 +273,5 @@ impl<S: Store> Volume<S> {
     async fn sync_meta(&self) -> Result<(), Loss> {
         let synced = self.map.meta().sync().await;
         synced.map_err(|cause| self.loss(LostStep::MapSync, &cause.into()))
-    }
-
-    pub(crate) fn loss(&self, step: LostStep, cause: &VolumeError) -> Loss {
-        Loss {
-            layer: self.params.layer,
-            step,
-            cause: cause.to_string(),
-        }
     }
 }

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use event_listener::{Event, listener};
 
-/// Readers of one layer, in two halves that take turns.
+/// Readers of one volume, in two halves that take turns.
 #[derive(Default)]
 pub(crate) struct Epochs {
     half: AtomicUsize,
     readers: [AtomicUsize; 2],
     left: Event,
+    /// One grace at a time: punches of two layers may want one at once.
+    turn: async_lock::Mutex<()>,
 }
 
 /// A read under way.
@@ -34,8 +36,9 @@ impl Epochs {
         }
     }
 
-    /// Waits until every read that entered before this call has left. One caller at a time.
+    /// Waits until every read that entered before this call has left.
     pub(crate) async fn grace(&self) {
+        let _turn = self.turn.lock().await;
         let old = self.half.load(SeqCst);
         self.half.store(1 - old, SeqCst);
         while self.readers[old].load(SeqCst) != 0 {

@@ -44,6 +44,17 @@ pub struct Loss {
 /// An error of this crate. Each message names the thing, the cause and the next step.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
+    /// The layers do not follow each other as a stack.
+    #[error(
+        "layer {layer} can't be part of this stack: {cause}; the registry's record of the volume does not fit its layers: \
+         nothing was served, restore the missing or replaced one"
+    )]
+    BrokenStack {
+        /// The layer that does not fit what lies below it.
+        layer: LayerId,
+        /// What is wrong with it.
+        cause: &'static str,
+    },
     /// A page of the map can't be trusted; only its range answers with errors.
     #[error(
         "map of bytes {offset} to {end}: {cause}; this range can't be served: restore it from a snapshot or copy"
@@ -93,6 +104,15 @@ pub enum VolumeError {
         /// What is wrong with the slots.
         cause: &'static str,
     },
+    /// A layer below others was not sealed yet.
+    #[error(
+        "layer {layer} lies below another one and is not sealed: a snapshot was cut short; attach the volume for writing, \
+         which ends it"
+    )]
+    NotSealed {
+        /// The layer.
+        layer: LayerId,
+    },
     /// The disk is full; nothing acknowledged is lost and the volume goes on when there is space.
     #[error("no space left on the store: make room, then the volume goes on")]
     NoSpace,
@@ -124,6 +144,14 @@ pub enum VolumeError {
         found: u64,
         /// The registry's.
         pinned: u64,
+    },
+    /// A sealed layer never changes.
+    #[error(
+        "layer {layer} is sealed and never changes: put a new layer on it (snapshot or clone), or attach it read-only"
+    )]
+    Sealed {
+        /// The layer.
+        layer: LayerId,
     },
     /// A volume never shrinks.
     #[error("size {asked} is smaller than the present {size}: a volume can't shrink")]
@@ -188,10 +216,13 @@ impl VolumeError {
             Self::InvalidSize { .. }
             | Self::NewerFormat { .. }
             | Self::OutOfRange { .. }
+            | Self::NotSealed { .. }
             | Self::ReadOnly
+            | Self::Sealed { .. }
             | Self::Shrink { .. }
             | Self::WrappedKeys { .. } => Fault::Refuse,
-            Self::DamagedMap { .. }
+            Self::BrokenStack { .. }
+            | Self::DamagedMap { .. }
             | Self::Failed(_)
             | Self::Mismatch { .. }
             | Self::NoSuperblock { .. }

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sealvol_crypto::Commitment;
 
@@ -43,7 +44,8 @@ pub struct Damage {
     pub last: bool,
 }
 
-/// The surroundings of a volume.
+/// The surroundings of a volume, seen from one of its layers: each layer is opened with its own, and what is asked of it is
+/// about that layer, but for tasks, cache and time.
 ///
 /// Two of its memories are outside the layer: the *registry*, which survives everything, and the *working state*, which
 /// dies with the page cache and not with the process (rule R8). An acknowledged write whose map entry is not on disk yet
@@ -59,7 +61,7 @@ pub trait Host: Send + Sync + 'static {
         MapCache::new(16 << 20)
     }
 
-    /// Records a loss where the failing store can't lose it. The error that it causes is answered only
+    /// Records a loss, of the layer that it names, where the failing store can't lose it. The error that it causes is answered only
     /// after this is done (rule R6).
     fn record_loss(&self, loss: Loss) -> Task<()>;
 
@@ -82,6 +84,27 @@ pub trait Host: Send + Sync + 'static {
         size: u64,
         commitment: Commitment,
     ) -> Task<Result<(), VolumeError>>;
+
+    /// This layer is the top of its volume from now on, on a layer that is sealed (rule R7): durable in the registry when it
+    /// returns. No FLUSH or FUA is answered for what was written to this layer before.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Registry`] if that can't be recorded; the next commit asks again.
+    fn head_switched(&self, sealed: LayerId) -> Task<Result<(), VolumeError>> {
+        let _ = sealed;
+        Box::pin(async { Ok(()) })
+    }
+
+    /// The time now, from whatever start: only to tell how long something took. The default stands still.
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// A request had to begin anew because of a snapshot, and went on after so long.
+    fn stalled(&self, waited: Duration) {
+        let _ = waited;
+    }
 
     /// Before a layer that was not closed is opened: the changes, in order, that the last session left in the working
     /// state. It has one of these numbers: the second one if it was begun and its superblock never written. Nothing is

@@ -1,76 +1,205 @@
-//! A layer at rest: how it is created, and what can be read of it without its key.
+//! One layer that is open: its stores, its map, its superblock and its key.
 //!
-//! Always: when `create` returns, `meta`, `data` and their directory are durable. A new layer has no MAC,
-//! because nobody has seen its key.
+//! Always:
+//! - a layer is *sealed* (never written, shared by every volume that stands on it) or the *top* of one volume;
+//! - the superblock is changed under the `head` lock, and in one function: [`Layer::write_head`];
+//! - what a layer is settled with, the digest of its map is under its superblock's MAC, and its map never changes again
+//!   before the layer is opened once more ([`Volume::settle`]).
+//!
+//! Never: a range lock. Who may change which block is the volume's business.
 
-use sealvol_store::{Access, Directory, Store};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::VolumeError;
-use crate::geometry::{SLOT_SPACE, check_size, meta_len};
+use sealvol_crypto::SectorCipher;
+use sealvol_store::Store;
+
+use crate::error::{Loss, LostStep, VolumeError};
+use crate::geometry::BLOCK;
+use crate::host::{Change, Host};
+use crate::ids::LayerId;
+use crate::map::Map;
+use crate::page::BlockState;
+use crate::punch::Punches;
 use crate::slots;
-use crate::superblock::{LayerParams, Superblock, WrappedKey, slot_reserve};
+use crate::superblock::{LayerParams, Superblock};
 
-/// The file with superblock, directory and map.
-pub const META_FILE: &str = "meta";
-/// The file with the ciphertext.
-pub const DATA_FILE: &str = "data";
+/// An open layer. Those that are sealed are shared by the volumes that stand on them.
+pub struct Layer<S> {
+    pub(crate) params: LayerParams,
+    pub(crate) data: S,
+    pub(crate) map: Map<S>,
+    pub(crate) cipher: Arc<SectorCipher>,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) punches: Punches,
+    /// The superblock on disk, and the right to change it or the map's pages on disk.
+    pub(crate) head: async_lock::Mutex<Superblock>,
+    generation: AtomicU64,
+    size: AtomicU64,
+    repaired: Option<&'static str>,
+}
 
-/// Key records for which space is allocated in each slot.
-const KEYS_RESERVED: u64 = 2;
-
-/// Creates the files of a layer in `directory`, which is empty; `data` only if it is not a block device.
-///
-/// # Errors
-///
-/// [`VolumeError::InvalidSize`], [`VolumeError::WrappedKeys`], store errors (a size that the file system can't hold
-/// among them). What was made before the error is left to whoever made the directory.
-pub async fn create<D: Directory>(
-    directory: &D,
-    data_file: bool,
-    params: &LayerParams,
-    keys: &[WrappedKey],
-) -> Result<(), VolumeError> {
-    check_size(params.size)?;
-    let own = keys.first().ok_or(VolumeError::WrappedKeys {
-        count: 0,
-        cause: "there is none",
-    })?;
-    if data_file {
-        let data = directory.create(DATA_FILE, params.size).await?;
-        data.sync().await?;
+impl<S: Store> Layer<S> {
+    /// A layer whose superblock is `head`: checked, or just written.
+    pub(crate) fn new(
+        (data, meta): (S, S),
+        cipher: Arc<SectorCipher>,
+        host: Arc<dyn Host>,
+        head: Superblock,
+        exact_from: u64,
+        repaired: Option<&'static str>,
+    ) -> Self {
+        let map = Map::new(
+            meta,
+            Arc::clone(&cipher),
+            head.params.layer,
+            exact_from,
+            head.root.clone(),
+            head.sequence_base.max(1),
+            Arc::clone(&host),
+        );
+        Self {
+            params: head.params,
+            data,
+            map,
+            cipher,
+            host,
+            punches: Punches::default(),
+            generation: AtomicU64::new(head.generation),
+            size: AtomicU64::new(head.params.size),
+            head: async_lock::Mutex::new(head),
+            repaired,
+        }
     }
-    let meta = directory.create(META_FILE, meta_len(params.size)).await?;
-    for (offset, len) in slot_allocations(params.size) {
-        meta.allocate(offset, len).await?;
+
+    /// Which layer it is.
+    #[must_use]
+    pub fn id(&self) -> LayerId {
+        self.params.layer
     }
-    let superblock = Superblock::new(*params, own.data_key, keys.to_vec());
-    slots::write(&meta, &superblock, 0).await?;
-    directory.sync().await?;
-    Ok(())
-}
 
-/// The wrapped keys in a layer's superblock. They are what the store says: only unwrapping proves them.
-///
-/// # Errors
-///
-/// Those of a superblock that can't be read.
-pub async fn read_keys<S: Store>(meta: &S) -> Result<Vec<WrappedKey>, VolumeError> {
-    Ok(slots::read(meta).await?.serving.keys)
-}
+    /// Identity and geometry. The size is the one that it was opened with.
+    #[must_use]
+    pub fn params(&self) -> &LayerParams {
+        &self.params
+    }
 
-/// Overwrites the wrapped keys in both slots: what they opened is gone for ever, unless a copy exists
-/// elsewhere (crypto-erase). Durable when it returns.
-///
-/// # Errors
-///
-/// Store errors.
-pub async fn destroy_keys<D: Directory>(directory: &D) -> Result<(), VolumeError> {
-    let meta = directory.open(META_FILE, Access::Writable).await?;
-    slots::erase(&meta).await
-}
+    /// The superblock's generation.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
 
-/// What a volume of `size` bytes needs allocated in its slots: offset and length.
-pub(crate) fn slot_allocations(size: u64) -> [(u64, u64); 2] {
-    let len = slot_reserve(size, KEYS_RESERVED);
-    [(0, len), (SLOT_SPACE, len)]
+    /// Its data key at work: for another layer under the same key, which needs no key service then.
+    #[must_use]
+    pub fn cipher(&self) -> Arc<SectorCipher> {
+        Arc::clone(&self.cipher)
+    }
+
+    /// What was repaired when the layer was opened, if something was.
+    #[must_use]
+    pub fn repaired(&self) -> Option<&'static str> {
+        self.repaired
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Blocks that its map knows of.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.size() / BLOCK
+    }
+
+    /// Decrypts whole sectors that were read at byte `first`.
+    pub(crate) fn decrypt(&self, first: u64, bytes: &mut [u8]) {
+        let unit = self.params.sector_size;
+        self.cipher
+            .decrypt_in_place(unit, first / unit.bytes() as u64, bytes);
+    }
+
+    /// Encrypts whole sectors that are to be written at byte `first`.
+    pub(crate) fn encrypt(&self, first: u64, bytes: &mut [u8]) {
+        let unit = self.params.sector_size;
+        self.cipher
+            .encrypt_in_place(unit, first / unit.bytes() as u64, bytes);
+    }
+
+    /// Writes the next superblock to both slots and remembers it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`slots::write`].
+    pub(crate) async fn write_head(
+        &self,
+        head: &mut Superblock,
+        mut next: Superblock,
+    ) -> Result<(), VolumeError> {
+        next.generation += 1;
+        next.bind(&self.cipher);
+        sealvol_crypto::clear_residue();
+        slots::write(self.map.meta(), &next, 0).await?;
+        self.map.root_written(&next.root);
+        self.generation.store(next.generation, Ordering::Release);
+        self.size.store(next.params.size, Ordering::Release);
+        *head = next;
+        Ok(())
+    }
+
+    /// Tells the registry what the superblock says now.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::Registry`].
+    pub(crate) async fn pin(&self) -> Result<(), VolumeError> {
+        self.host
+            .pin(self.generation(), self.size(), self.cipher.commitment())
+            .await
+    }
+
+    /// Puts a change where it survives this process (rule R8). False: there is no room, and a commit must make it
+    /// durable before it is acknowledged. Call under the blocks' exclusive lock.
+    pub(crate) fn remember(&self, blocks: &Range<u64>, state: BlockState) -> bool {
+        let change = Change {
+            first: blocks.start,
+            blocks: blocks.end - blocks.start,
+            state,
+        };
+        self.host.remember(change).is_ok()
+    }
+
+    /// Enters changes that an earlier opening acknowledged and did not bring to disk.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::OutOfRange`]; those of loading map pages.
+    pub(crate) async fn apply(&self, changes: &[Change]) -> Result<(), VolumeError> {
+        for change in changes {
+            let blocks = change.first..change.first.saturating_add(change.blocks);
+            if blocks.end > self.blocks() {
+                return Err(VolumeError::OutOfRange {
+                    offset: blocks.start.saturating_mul(BLOCK),
+                    end: blocks.end.saturating_mul(BLOCK),
+                    size: self.size(),
+                });
+            }
+            let prepared = self.map.prepare(blocks.clone()).await?;
+            self.map.set(&prepared, change.state);
+            if change.state == BlockState::Zero {
+                self.punches.mark(blocks);
+            } else {
+                self.punches.cancel(&blocks);
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn loss(&self, step: LostStep, cause: &VolumeError) -> Loss {
+        Loss {
+            layer: self.params.layer,
+            step,
+            cause: cause.to_string(),
+        }
+    }
 }

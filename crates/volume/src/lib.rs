@@ -2,15 +2,21 @@
 //!
 //! | subject | file |
 //! |---|---|
-//! | reading, writing, zeroing, trimming | `io.rs` |
+//! | which layer decides a block | `stack.rs` |
+//! | one open layer | `layer.rs` |
+//! | reading | `io.rs` |
+//! | writing | `write.rs` |
+//! | zeroing, trimming | `zero.rs` |
 //! | when a write is durable | `commit.rs` |
 //! | what is on disk | `FORMAT.md`, `superblock.rs`, `page.rs` |
 //! | which slot serves | `slots.rs` |
-//! | which block is absent, zero or data | `map/` |
+//! | which block is absent, zero or data in a layer | `map/` |
 //! | who may change which block | `locks.rs` |
 //! | when freed space may go | `punch.rs`, `epoch.rs` |
-//! | opening, growing, closing | `volume.rs` |
-//! | creating | `layer.rs` |
+//! | creating the files of a layer | `create.rs` |
+//! | opening, and sealing what was not | `open.rs` |
+//! | growing, closing | `volume.rs` |
+//! | snapshots: another top takes the place of the old one | `snapshot.rs` |
 //! | filling what holds no data | `materialise.rs` |
 //! | what a layer says of itself, and whether it is so | `adopt.rs` |
 //!
@@ -23,6 +29,7 @@
 mod adopt;
 mod bytes;
 mod commit;
+mod create;
 mod epoch;
 mod error;
 #[cfg(any(fuzzing, test))]
@@ -36,21 +43,33 @@ mod layer;
 mod locks;
 mod map;
 mod materialise;
+mod open;
 mod page;
 mod punch;
 mod slots;
+mod snapshot;
+mod stack;
 mod superblock;
 mod volume;
+mod write;
+mod zero;
 
 pub use adopt::{FoundLayer, read_layer, verify_layer};
+pub use create::{DATA_FILE, META_FILE, create, destroy_keys, read_keys};
 pub use error::{Fault, Loss, LostStep, VolumeError};
 pub use geometry::{BLOCK, MAX_SIZE, check_size, params_digest};
 pub use host::{Change, Damage, Host, Task};
 pub use ids::{DataKeyId, InvalidId, LayerId, VolumeId};
-pub use io::{Extent, PreparedWrite, ReadData, Zeroing};
-pub use layer::{DATA_FILE, META_FILE, create, destroy_keys, read_keys};
+pub use io::{Extent, ReadData};
+pub use layer::Layer;
 pub use map::MapCache;
 pub use materialise::Materialised;
+pub use open::{
+    Access, LayerParts, Pins, finish_sealing, open, open_rolled_back, open_sealed, view,
+};
 pub use page::BlockState;
+pub use snapshot::snapshot_all;
 pub use superblock::{LayerParams, MAX_WRAPPED_KEY, WrappedKey};
-pub use volume::{Access, MapRun, Pins, Volume, open, open_rolled_back};
+pub use volume::{MapRun, Volume};
+pub use write::PreparedWrite;
+pub use zero::Zeroing;

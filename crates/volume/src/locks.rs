@@ -15,6 +15,8 @@ use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
+use event_listener::{Event, listener};
+
 /// How a range is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
@@ -26,11 +28,14 @@ pub(crate) enum Mode {
 #[derive(Default)]
 pub(crate) struct RangeLocks {
     state: Mutex<State>,
+    released: Event,
 }
 
 #[derive(Default)]
 struct State {
     next_id: u64,
+    /// How many wait in [`RangeLocks::grace`].
+    graces: usize,
     held: Vec<Claim>,
     waiting: VecDeque<(Claim, Option<Waker>)>,
 }
@@ -63,6 +68,26 @@ impl RangeLocks {
         }
     }
 
+    /// Waits until whoever holds a lock now has let it go. Those that come later are not waited for.
+    pub(crate) async fn grace(&self) {
+        let last = {
+            let mut state = self.state();
+            state.graces += 1;
+            state.next_id
+        };
+        loop {
+            listener!(self.released => released);
+            {
+                let mut state = self.state();
+                if state.held.iter().all(|claim| claim.id > last) {
+                    state.graces -= 1;
+                    return;
+                }
+            }
+            released.await;
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing under this mutex panics half-way; its state is whole even if a holder did.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -74,6 +99,9 @@ impl RangeLocks {
         state.waiting.retain(|(claim, _)| claim.id != id);
         for waker in state.grant() {
             waker.wake();
+        }
+        if state.graces > 0 {
+            self.released.notify(usize::MAX);
         }
     }
 }
@@ -232,6 +260,23 @@ mod tests {
         drop(held);
         let state = locks.state();
         assert!(state.held.is_empty() && state.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_grace_waits_for_those_that_hold_a_lock_and_for_nobody_else() {
+        let locks = RangeLocks::default();
+        let mut context = Context::from_waker(Waker::noop());
+        let held = poll(&mut locks.lock(0..4, Mode::Exclusive)).unwrap();
+        let mut behind = locks.lock(0..4, Mode::Shared);
+        assert!(poll(&mut behind).is_none());
+        let mut grace = std::pin::pin!(locks.grace());
+        assert!(grace.as_mut().poll(&mut context).is_pending());
+        let late = poll(&mut locks.lock(5..6, Mode::Exclusive)).unwrap();
+        assert!(grace.as_mut().poll(&mut context).is_pending());
+        drop(held);
+        drop(poll(&mut behind).unwrap());
+        assert!(grace.as_mut().poll(&mut context).is_ready());
+        drop(late);
     }
 
     #[test]

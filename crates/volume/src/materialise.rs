@@ -17,10 +17,11 @@ use sealvol_store::{Durability, IoBuf, Store};
 
 use crate::error::VolumeError;
 use crate::geometry::{BLOCK, PAGE_BLOCKS, index};
-use crate::io::yield_now;
 use crate::locks::Mode;
 use crate::page::BlockState;
+use crate::stack::Stack;
 use crate::volume::Volume;
+use crate::zero::yield_now;
 
 /// Blocks that are locked and filled at once: 1 MiB, so that a client's write waits for one store call at most.
 const PIECE: u64 = 256;
@@ -46,8 +47,9 @@ impl<S: Store> Volume<S> {
         let mut at = 0;
         while at < end {
             let next = end.min((at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
-            let runs = self.map.resolve(at..next).await?;
-            let holes = runs.iter().filter(|run| self.is_hole(run.state));
+            let stack = self.stack.load_full();
+            let runs = stack.top.map.resolve(at..next).await?;
+            let holes = runs.iter().filter(|run| is_hole(&stack, run.state));
             blocks += holes.map(|run| run.blocks).sum::<u64>();
             yield_now().await;
             at = next;
@@ -75,11 +77,16 @@ impl<S: Store> Volume<S> {
                 break;
             }
             let page = end.min((at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
-            let runs = self.map.resolve(at..page).await?;
-            let hole = runs.iter().find(|run| self.is_hole(run.state));
+            let stack = self.stack.load_full();
+            let runs = stack.top.map.resolve(at..page).await?;
+            let hole = runs.iter().find(|run| is_hole(&stack, run.state));
             if let Some(hole) = hole {
                 let next = end.min((hole.first / PIECE + 1) * PIECE);
-                written += self.fill(hole.first..next).await?;
+                let Some(filled) = self.fill(&stack, hole.first..next).await? else {
+                    self.next_stack().await;
+                    continue;
+                };
+                written += filled;
                 at = next;
             } else {
                 at = page;
@@ -94,55 +101,50 @@ impl<S: Store> Volume<S> {
         Ok(Materialised { written, next })
     }
 
-    /// Fills the holes of one piece. How many bytes that took.
-    async fn fill(self: &Arc<Self>, piece: Range<u64>) -> Result<u64, VolumeError> {
+    /// Fills the holes of one piece. How many bytes that took; `None` if the stack was closed.
+    async fn fill(
+        self: &Arc<Self>,
+        stack: &Stack<S>,
+        piece: Range<u64>,
+    ) -> Result<Option<u64>, VolumeError> {
+        let top = &stack.top;
         self.check_writable().await?;
-        self.commit_if_crowded().await?;
-        let prepared = self.map.prepare(piece.clone()).await?;
+        self.commit_if_crowded(top).await?;
+        let prepared = top.map.prepare(piece.clone()).await?;
         let turn = self.locks.lock(piece, Mode::Exclusive).await;
+        if stack.is_closed() {
+            return Ok(None);
+        }
         let mut written = 0;
         let mut remembered = true;
         // Looked at again, now that nobody else can change them.
         let runs = prepared.runs();
-        for run in runs.iter().filter(|run| self.is_hole(run.state)) {
+        for run in runs.iter().filter(|run| is_hole(stack, run.state)) {
             let blocks = run.first..run.first + run.blocks;
-            let zeros = self.sealed_zeros(&blocks);
             let offset = run.first * BLOCK;
-            let (_, result) = self
-                .data
-                .write_at(zeros, offset, Durability::Volatile)
-                .await;
+            let mut zeros = IoBuf::zeroed(index(run.blocks * BLOCK));
+            top.encrypt(offset, &mut zeros);
+            // This may not be a worker that does so after each batch.
+            sealvol_crypto::clear_residue();
+            let (_, result) = top.data.write_at(zeros, offset, Durability::Volatile).await;
             result?;
-            self.punches.cancel(&blocks);
-            self.map.set(&prepared.part(&blocks), BlockState::Data);
-            remembered &= self.remember(&blocks, BlockState::Data);
+            top.punches.cancel(&blocks);
+            top.map.set(&prepared.part(&blocks), BlockState::Data);
+            remembered &= top.remember(&blocks, BlockState::Data);
             written += run.blocks * BLOCK;
         }
         drop(turn);
         if !remembered {
             self.commit().await?;
         }
-        Ok(written)
+        Ok(Some(written))
     }
+}
 
-    fn sealed_zeros(&self, blocks: &Range<u64>) -> IoBuf {
-        let mut zeros = IoBuf::zeroed(index((blocks.end - blocks.start) * BLOCK));
-        let unit = self.params.sector_size.bytes() as u64;
-        self.cipher.encrypt_in_place(
-            self.params.sector_size,
-            blocks.start * BLOCK / unit,
-            &mut zeros,
-        );
-        // This may not be a worker that does so after each batch.
-        sealvol_crypto::clear_residue();
-        zeros
-    }
-
-    fn is_hole(&self, state: BlockState) -> bool {
-        match state {
-            BlockState::Data => false,
-            BlockState::Zero => true,
-            BlockState::Absent => self.params.parent.is_none(),
-        }
+fn is_hole<S>(stack: &Stack<S>, state: BlockState) -> bool {
+    match state {
+        BlockState::Data => false,
+        BlockState::Zero => true,
+        BlockState::Absent => stack.below.is_empty(),
     }
 }

@@ -114,8 +114,11 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         VolumeError::InvalidSize { .. }
         | VolumeError::OutOfRange { .. }
         | VolumeError::Shrink { .. } => ErrorKind::Usage,
-        VolumeError::ReadOnly => ErrorKind::Conflict,
-        VolumeError::DamagedMap { .. }
+        VolumeError::NotSealed { .. } | VolumeError::ReadOnly | VolumeError::Sealed { .. } => {
+            ErrorKind::Conflict
+        }
+        VolumeError::BrokenStack { .. }
+        | VolumeError::DamagedMap { .. }
         | VolumeError::Failed(_)
         | VolumeError::Mismatch { .. }
         | VolumeError::NewerFormat { .. }

@@ -13,7 +13,9 @@ use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{SectorCipher, VolumeKey};
 use sealvol_store::{Caching, FileStore, Store as _};
-use sealvol_volume::{Volume, VolumeError, WrappedKey, open_rolled_back, read_keys, read_layer};
+use sealvol_volume::{
+    LayerParts, Volume, VolumeError, WrappedKey, open_rolled_back, read_keys, read_layer,
+};
 
 use super::{pins, subject};
 use crate::audit::{Operation, Record};
@@ -180,10 +182,17 @@ impl Daemon {
         });
         let pins = pins(row, &layer);
         let Files { data, meta } = files;
+        let top = LayerParts {
+            data,
+            meta,
+            cipher: Arc::new(cipher),
+            pins,
+            host,
+        };
         let opened = if older {
-            open_rolled_back(data, meta, cipher, &pins, access, host).await
+            open_rolled_back(Vec::new(), top, access).await
         } else {
-            sealvol_volume::open(data, meta, cipher, &pins, access, host).await
+            sealvol_volume::open(Vec::new(), top, access).await
         };
         let volume = opened.map_err(Error::volume(name))?;
         if let Some(repaired) = volume.repaired() {

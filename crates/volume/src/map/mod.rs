@@ -197,6 +197,7 @@ impl<S: Store> Map<S> {
                     first: number * PAGE_BLOCKS + within.start as u64,
                     blocks: within.len() as u64,
                     state,
+                    depth: 0,
                 }),
                 DirectoryEntry::Paged { .. } => {
                     let page = self.load_page(number).await?;
@@ -328,6 +329,7 @@ fn push_cells(page: &Page, within: Range<usize>, runs: &mut Runs) {
             first: page.number * PAGE_BLOCKS + at as u64,
             blocks: len as u64,
             state,
+            depth: 0,
         });
         at += len;
     }

@@ -5,6 +5,7 @@
 
 mod crash;
 mod crash_edges;
+mod cuts;
 mod failed_sync;
 mod interleavings;
 mod kills;
@@ -16,7 +17,9 @@ mod oracle;
 mod refusals;
 mod rig;
 mod rollback;
+mod snapshots;
 mod space;
+mod stacks;
 mod tampering;
 mod threads;
 mod turns;

@@ -9,8 +9,8 @@ use futures_executor::block_on;
 use sealvol_crypto::{Commitment, UnitSize, sha256};
 use sealvol_store::{Directory, Durability, FileDirectory, FileStore, IoBuf, Store};
 use sealvol_volume::{
-    Access, BLOCK, BlockState, DATA_FILE, Host, LayerId, LayerParams, Loss, META_FILE, MapRun,
-    Pins, Task, Volume, VolumeError, create, open,
+    Access, BLOCK, BlockState, DATA_FILE, Host, Layer, LayerId, LayerParams, LayerParts, Loss,
+    META_FILE, MapRun, Pins, Task, Volume, VolumeError, create, finish_sealing, open,
 };
 
 use crate::rig::{KEY, cipher, params, pattern, wrapped_keys};
@@ -85,11 +85,22 @@ fn python(command: &str, path: &Path) -> String {
 }
 
 async fn open_files(
+    below: Vec<Arc<Layer<FileStore>>>,
     path: &Path,
     host: &Arc<Threads>,
     pins: &Pins,
     access: Access,
 ) -> Arc<Volume<FileStore>> {
+    let top = parts(path, host, pins, access).await;
+    open(below, top, access).await.unwrap()
+}
+
+async fn parts(
+    path: &Path,
+    host: &Arc<Threads>,
+    pins: &Pins,
+    access: Access,
+) -> LayerParts<FileStore> {
     let directory = FileDirectory::open(path).unwrap();
     let file_access = match access {
         Access::ReadOnly => sealvol_store::Access::ReadOnly,
@@ -98,9 +109,13 @@ async fn open_files(
     let data = directory.open(DATA_FILE, file_access).await.unwrap();
     let meta = directory.open(META_FILE, file_access).await.unwrap();
     let host = Arc::clone(host) as Arc<dyn Host>;
-    open(data, meta, cipher(&KEY), pins, access, host)
-        .await
-        .unwrap()
+    LayerParts {
+        data,
+        meta,
+        cipher: Arc::new(cipher(&KEY)),
+        pins: pins.clone(),
+        host,
+    }
 }
 
 fn pins(params: LayerParams, generation: u64, bound: bool) -> Pins {
@@ -169,7 +184,7 @@ async fn use_it(volume: &Arc<Volume<FileStore>>) {
     write(volume, SIZE - 512, 512, 5).await;
     volume.flush().await.unwrap();
     volume.trim(0, BLOCK, false).await.unwrap();
-    // A whole page: with a layer below, absent blocks become zero, and the page uniform.
+    // A whole page: the layer below has data there, so absent blocks become zero, and the page uniform.
     volume.trim(3 * PAGE, PAGE, false).await.unwrap();
     write(volume, 2 * PAGE, 8192, 6).await;
     volume.flush().await.unwrap();
@@ -177,9 +192,39 @@ async fn use_it(volume: &Arc<Volume<FileStore>>) {
     volume.flush().await.unwrap();
 }
 
+/// A sealed layer with nothing but one page full of data.
+async fn sealed_parent(path: &Path, sector_size: UnitSize) -> Arc<Layer<FileStore>> {
+    let layer = LayerParams {
+        layer: LayerId([0x55; 16]),
+        ..params(SIZE, sector_size)
+    };
+    let directory = FileDirectory::open(path).unwrap();
+    create(&directory, true, &layer, &wrapped_keys())
+        .await
+        .unwrap();
+    let host = Arc::new(Threads::default());
+    let new = pins(layer, 1, false);
+    let volume = open_files(Vec::new(), path, &host, &new, Access::Writable).await;
+    for at in (3 * PAGE..4 * PAGE).step_by(1 << 20) {
+        write(&volume, at, 1 << 20, 9).await;
+    }
+    volume.close().await.unwrap();
+    drop(volume);
+    let (generation, ..) = host.pinned.lock().unwrap().unwrap();
+    let closed = pins(layer, generation, true);
+    finish_sealing(
+        Vec::new(),
+        parts(path, &host, &closed, Access::Writable).await,
+    )
+    .await
+    .unwrap()
+}
+
 #[test]
 fn the_second_implementation_reads_what_is_written_here() {
     for sector_size in [UnitSize::B512, UnitSize::B4096] {
+        let parent = scratch("oracle-parent");
+        let below = block_on(sealed_parent(&parent, sector_size));
         for clean in [true, false] {
             let path = scratch("oracle-reads");
             let layer = LayerParams {
@@ -192,19 +237,16 @@ fn the_second_implementation_reads_what_is_written_here() {
                 create(&directory, true, &layer, &wrapped_keys())
                     .await
                     .unwrap();
-                let volume =
-                    open_files(&path, &host, &pins(layer, 1, false), Access::Writable).await;
+                let on = |pins| {
+                    let (path, host, below) = (&path, &host, vec![Arc::clone(&below)]);
+                    async move { open_files(below, path, host, &pins, Access::Writable).await }
+                };
+                let volume = on(pins(layer, 1, false)).await;
                 use_it(&volume).await;
                 volume.close().await.unwrap();
                 drop(volume);
                 let (generation, ..) = host.pinned.lock().unwrap().unwrap();
-                let volume = open_files(
-                    &path,
-                    &host,
-                    &pins(layer, generation, true),
-                    Access::Writable,
-                )
-                .await;
+                let volume = on(pins(layer, generation, true)).await;
                 write(&volume, PAGE + 9 * BLOCK, 4096, 8).await;
                 volume.flush().await.unwrap();
                 if clean {
@@ -215,6 +257,7 @@ fn the_second_implementation_reads_what_is_written_here() {
             assert_eq!(python("read", &path), here);
             std::fs::remove_dir_all(&path).unwrap();
         }
+        std::fs::remove_dir_all(&parent).unwrap();
     }
 }
 
@@ -246,14 +289,28 @@ fn the_golden_layer_is_read_as_the_second_implementation_reads_it() {
     let host = Arc::new(Threads::default());
     block_on(async {
         unpack(&path).await;
-        let volume = open_files(&path, &host, &pins(layer, 9, true), Access::ReadOnly).await;
+        let volume = open_files(
+            Vec::new(),
+            &path,
+            &host,
+            &pins(layer, 9, true),
+            Access::ReadOnly,
+        )
+        .await;
         assert_eq!(volume.generation(), 9);
         assert_eq!(describe(&volume, true).await, GOLDEN_READS);
     });
     assert_eq!(python("read", &path), GOLDEN_READS);
     // What this crate makes of it is the same layer to the other one.
     let here = block_on(async {
-        let volume = open_files(&path, &host, &pins(layer, 9, true), Access::Writable).await;
+        let volume = open_files(
+            Vec::new(),
+            &path,
+            &host,
+            &pins(layer, 9, true),
+            Access::Writable,
+        )
+        .await;
         write(&volume, 4 * PAGE + 5 * BLOCK, 4096, 1).await;
         write(&volume, 7 * BLOCK + 512, 512, 2).await;
         volume.trim(4 * PAGE + BLOCK, BLOCK, false).await.unwrap();

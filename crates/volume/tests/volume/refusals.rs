@@ -127,10 +127,9 @@ fn another_key_than_the_one_committed_to_is_refused() {
 #[test]
 fn the_superblock_of_another_layer_is_refused() {
     type Change = fn(&mut sealvol_volume::LayerParams);
-    let changes: [(&str, Change); 4] = [
+    let changes: [(&str, Change); 3] = [
         ("volume id", |params| params.volume = VolumeId([9; 16])),
         ("layer id", |params| params.layer = LayerId([9; 16])),
-        ("parent", |params| params.parent = Some(LayerId([9; 16]))),
         ("sector size", |params| params.sector_size = UnitSize::B512),
     ];
     for (wanted, change) in changes {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sealvol_crypto::UnitSize;
 use sealvol_store::Directory as _;
 use sealvol_volume::{
-    Access, DATA_FILE, META_FILE, Volume, VolumeError, open_rolled_back, read_layer,
+    Access, DATA_FILE, LayerParts, META_FILE, Volume, VolumeError, open_rolled_back, read_layer,
 };
 
 use crate::rig::{Disk, Machine, OTHER_KEY, RegistryHost, Scattered, cipher};
@@ -51,7 +51,14 @@ fn accept(machine: &mut Machine, access: Access) -> Result<Arc<Volume<Disk>>, Vo
         let meta = directory.open(META_FILE, writable).await?;
         let [data, meta] = [data, meta].map(|file| Scattered::new(file, random.clone(), 0));
         let host = Arc::new(RegistryHost(registry));
-        open_rolled_back(data, meta, cipher(&key), &pins, access, host).await
+        let top = LayerParts {
+            data,
+            meta,
+            cipher: Arc::new(cipher(&key)),
+            pins,
+            host,
+        };
+        open_rolled_back(Vec::new(), top, access).await
     })
 }
 

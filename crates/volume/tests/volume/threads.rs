@@ -6,7 +6,8 @@ use futures_executor::block_on;
 use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_store::{Directory, MemoryDirectory, MemoryStore};
 use sealvol_volume::{
-    Access, BLOCK, DATA_FILE, Host, Loss, META_FILE, Pins, Task, Volume, VolumeError, create, open,
+    Access, BLOCK, DATA_FILE, Host, LayerParts, Loss, META_FILE, Pins, Task, Volume, VolumeError,
+    create, open,
 };
 
 use crate::rig::{KEY, Random, cipher, params, pattern, wrapped_keys};
@@ -51,9 +52,14 @@ async fn open_again(directory: &MemoryDirectory, host: &Arc<Threads>) -> Arc<Vol
     let meta = directory.open(META_FILE, access).await.unwrap();
     let pins = host.0.lock().unwrap().clone();
     let host = Arc::clone(host) as Arc<dyn Host>;
-    open(data, meta, cipher(&KEY), &pins, Access::Writable, host)
-        .await
-        .unwrap()
+    let top = LayerParts {
+        data,
+        meta,
+        cipher: Arc::new(cipher(&KEY)),
+        pins,
+        host,
+    };
+    open(Vec::new(), top, Access::Writable).await.unwrap()
 }
 
 fn offset(block: u64) -> u64 {

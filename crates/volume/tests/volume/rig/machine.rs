@@ -7,8 +7,8 @@ use sealvol_crypto::{SectorCipher, UnitSize, VolumeKey};
 use sealvol_store::fault::{FaultDirectory, FaultDisk, FaultStore};
 use sealvol_store::{Directory, Durability, IoBuf, Store};
 use sealvol_volume::{
-    Access, DATA_FILE, DataKeyId, LayerId, LayerParams, META_FILE, Volume, VolumeError, VolumeId,
-    WrappedKey, create, open,
+    Access, DATA_FILE, DataKeyId, LayerId, LayerParams, LayerParts, META_FILE, Volume, VolumeError,
+    VolumeId, WrappedKey, create, open,
 };
 
 use super::executor::{Executor, Handle};
@@ -87,7 +87,14 @@ pub(crate) async fn open_in<D: Directory>(
     let meta = directory.open(META_FILE, file_access).await?;
     let data = Scattered::new(data, random.clone(), most);
     let meta = Scattered::new(meta, random, most);
-    open(data, meta, cipher(key), &pins, access, host).await
+    let top = LayerParts {
+        data,
+        meta,
+        cipher: Arc::new(cipher(key)),
+        pins,
+        host,
+    };
+    open(Vec::new(), top, access).await
 }
 
 /// Executor, disk and registry, with one layer.

@@ -1,10 +1,11 @@
 //! The host of a volume under test: it remembers what the daemon's registry and its runtime directory would.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sealvol_crypto::Commitment;
 use sealvol_store::fault::FaultDisk;
-use sealvol_volume::{Change, Host, LayerParams, Loss, MapCache, Pins, Task, VolumeError};
+use sealvol_volume::{Change, Host, LayerId, LayerParams, Loss, MapCache, Pins, Task, VolumeError};
 
 use super::executor::{Spawner, yields};
 
@@ -29,6 +30,11 @@ struct State {
     /// closed.
     begun: bool,
     watch: Watch,
+    /// The layer was made its volume's top.
+    is_head: bool,
+    /// Whether making it that fails.
+    refuses_head: bool,
+    stalls: usize,
 }
 
 /// What a test does in the middle of a call that the volume makes.
@@ -68,8 +74,26 @@ impl Registry {
                 working: None,
                 begun: false,
                 watch: Watch::default(),
+                is_head: false,
+                refuses_head: false,
+                stalls: 0,
             }),
         })
+    }
+
+    /// Whether the layer is recorded as its volume's top.
+    pub(crate) fn is_head(&self) -> bool {
+        self.state.lock().unwrap().is_head
+    }
+
+    /// Makes switching the head to the layer fail from now on.
+    pub(crate) fn refuse_head(&self, refuses: bool) {
+        self.state.lock().unwrap().refuses_head = refuses;
+    }
+
+    /// How often a request had to begin anew because of a snapshot.
+    pub(crate) fn stalls(&self) -> usize {
+        self.state.lock().unwrap().stalls
     }
 
     pub(crate) fn pins(&self) -> Pins {
@@ -135,6 +159,25 @@ impl Host for RegistryHost {
 
     fn map_cache(&self) -> Arc<MapCache> {
         MapCache::new(self.0.state.lock().unwrap().cache)
+    }
+
+    fn head_switched(&self, _sealed: LayerId) -> Task<Result<(), VolumeError>> {
+        let registry = Arc::clone(&self.0);
+        Box::pin(async move {
+            let slow = registry.state.lock().unwrap().slow;
+            yields(slow).await;
+            let powered = registry.is_powered();
+            let mut state = registry.state.lock().unwrap();
+            if state.refuses_head || !powered {
+                return Err(VolumeError::Registry("the registry is read-only".into()));
+            }
+            state.is_head = true;
+            Ok(())
+        })
+    }
+
+    fn stalled(&self, _waited: Duration) {
+        self.0.state.lock().unwrap().stalls += 1;
     }
 
     fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {

@@ -1,0 +1,76 @@
+//! A layer at rest: how it is created, and what can be read of it without its key.
+//!
+//! Always: when `create` returns, `meta`, `data` and their directory are durable. A new layer has no MAC,
+//! because nobody has seen its key.
+
+use sealvol_store::{Access, Directory, Store};
+
+use crate::error::VolumeError;
+use crate::geometry::{SLOT_SPACE, check_size, meta_len};
+use crate::slots;
+use crate::superblock::{LayerParams, Superblock, WrappedKey, slot_reserve};
+
+/// The file with superblock, directory and map.
+pub const META_FILE: &str = "meta";
+/// The file with the ciphertext.
+pub const DATA_FILE: &str = "data";
+
+/// Key records for which space is allocated in each slot.
+const KEYS_RESERVED: u64 = 2;
+
+/// Creates the files of a layer in `directory`, which is empty; `data` only if it is not a block device.
+///
+/// # Errors
+///
+/// [`VolumeError::InvalidSize`], [`VolumeError::WrappedKeys`], store errors (a size that the file system can't hold
+/// among them). What was made before the error is left to whoever made the directory.
+pub async fn create<D: Directory>(
+    directory: &D,
+    data_file: bool,
+    params: &LayerParams,
+    keys: &[WrappedKey],
+) -> Result<(), VolumeError> {
+    check_size(params.size)?;
+    let own = keys.first().ok_or(VolumeError::WrappedKeys {
+        count: 0,
+        cause: "there is none",
+    })?;
+    if data_file {
+        let data = directory.create(DATA_FILE, params.size).await?;
+        data.sync().await?;
+    }
+    let meta = directory.create(META_FILE, meta_len(params.size)).await?;
+    for (offset, len) in slot_allocations(params.size) {
+        meta.allocate(offset, len).await?;
+    }
+    let superblock = Superblock::new(*params, own.data_key, keys.to_vec());
+    slots::write(&meta, &superblock, 0).await?;
+    directory.sync().await?;
+    Ok(())
+}
+
+/// The wrapped keys in a layer's superblock. They are what the store says: only unwrapping proves them.
+///
+/// # Errors
+///
+/// Those of a superblock that can't be read.
+pub async fn read_keys<S: Store>(meta: &S) -> Result<Vec<WrappedKey>, VolumeError> {
+    Ok(slots::read(meta).await?.serving.keys)
+}
+
+/// Overwrites the wrapped keys in both slots: what they opened is gone for ever, unless a copy exists
+/// elsewhere (crypto-erase). Durable when it returns.
+///
+/// # Errors
+///
+/// Store errors.
+pub async fn destroy_keys<D: Directory>(directory: &D) -> Result<(), VolumeError> {
+    let meta = directory.open(META_FILE, Access::Writable).await?;
+    slots::erase(&meta).await
+}
+
+/// What a volume of `size` bytes needs allocated in its slots: offset and length.
+pub(crate) fn slot_allocations(size: u64) -> [(u64, u64); 2] {
+    let len = slot_reserve(size, KEYS_RESERVED);
+    [(0, len), (SLOT_SPACE, len)]
+}

@@ -1,0 +1,324 @@
+//! Volumes of many layers on one disk, on a machine that can lose power or whose process can be killed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sealvol_crypto::{SectorCipher, UnitSize};
+use sealvol_store::fault::FaultDisk;
+use sealvol_store::{Access as FileAccess, Directory};
+use sealvol_volume::{
+    Access, DATA_FILE, DataKeyId, Layer, LayerId, LayerParams, LayerParts, META_FILE, Volume,
+    VolumeError, VolumeId, WrappedKey, create, finish_sealing, open, open_sealed, read_layer,
+};
+
+use super::executor::{Executor, Handle};
+use super::machine::{Disk, KEY, cipher};
+use super::random::Random;
+use super::registry::{Registry, RegistryHost};
+use super::scattered::Scattered;
+
+type Tall = Arc<Volume<Disk>>;
+/// What a snapshot that was begun ends with.
+type Cut = Handle<Result<Arc<Layer<Disk>>, VolumeError>>;
+
+/// Executor, disk, and what a registry knows: of each layer its pins and key, of each volume its layers.
+pub(crate) struct Tower {
+    pub(crate) disk: FaultDisk,
+    pub(crate) executor: Executor,
+    pub(crate) random: Random,
+    /// How often an operation of the disk gives way, at most.
+    pub(crate) most: u64,
+    pub(crate) sector_size: UnitSize,
+    layers: BTreeMap<LayerId, Row>,
+    /// The layers of each volume, the lowest first. One that is about to be its top is in it already.
+    stacks: BTreeMap<VolumeId, Vec<LayerId>>,
+    /// Sealed layers that are open: they are shared.
+    open: BTreeMap<LayerId, Arc<Layer<Disk>>>,
+}
+
+struct Row {
+    registry: Arc<Registry>,
+    cipher: Arc<SectorCipher>,
+}
+
+/// The key with this number.
+pub(crate) fn key(number: u8) -> [u8; 64] {
+    KEY.map(|byte| byte.wrapping_add(number.wrapping_mul(7)))
+}
+
+impl Tower {
+    pub(crate) fn new(seed: u64, sector_size: UnitSize) -> Self {
+        let random = Random::new(seed);
+        Self {
+            disk: FaultDisk::new(random.next()),
+            executor: Executor::new(random.clone()),
+            random,
+            most: 0,
+            sector_size,
+            layers: BTreeMap::new(),
+            stacks: BTreeMap::new(),
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// A volume of one layer.
+    pub(crate) fn volume(&mut self, size: u64) -> VolumeId {
+        let volume = self.volume_id();
+        let layer = self.layer(volume, None, size, key(0)).unwrap();
+        self.stacks.insert(volume, vec![layer]);
+        volume
+    }
+
+    fn volume_id(&self) -> VolumeId {
+        VolumeId(self.id())
+    }
+
+    /// By seed, unlike the random ones of the crate.
+    fn id(&self) -> [u8; 16] {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.random.next().to_le_bytes());
+        id
+    }
+
+    /// Makes the files of a layer; it is not part of a volume's stack yet.
+    pub(crate) fn layer(
+        &mut self,
+        volume: VolumeId,
+        parent: Option<LayerId>,
+        size: u64,
+        key: [u8; 64],
+    ) -> Result<LayerId, VolumeError> {
+        let params = LayerParams {
+            volume,
+            layer: LayerId(self.id()),
+            parent,
+            size,
+            sector_size: self.sector_size,
+        };
+        let directory = self.disk.directory(&params.layer.to_string());
+        let wrapped = WrappedKey {
+            data_key: DataKeyId([key[0]; 16]),
+            provider: "local".into(),
+            key_id: "default".into(),
+            key_version: 1,
+            blob: vec![key[1]; 100],
+        };
+        self.executor
+            .run(async move { create(&directory, true, &params, &[wrapped]).await })?;
+        let registry = Registry::new(self.executor.spawner(), Some(self.disk.clone()), params);
+        let cipher = self
+            .layers
+            .values()
+            .map(|row| &row.cipher)
+            .find(|known| known.commitment() == cipher(&key).commitment())
+            .map_or_else(|| Arc::new(cipher(&key)), Arc::clone);
+        self.layers.insert(params.layer, Row { registry, cipher });
+        Ok(params.layer)
+    }
+
+    pub(crate) fn registry(&self, layer: LayerId) -> &Arc<Registry> {
+        &self.layers[&layer].registry
+    }
+
+    /// The layers of a volume, the lowest first.
+    pub(crate) fn stack(&self, volume: VolumeId) -> &[LayerId] {
+        &self.stacks[&volume]
+    }
+
+    pub(crate) fn change_stack(&mut self, volume: VolumeId, stack: Vec<LayerId>) {
+        self.stacks.insert(volume, stack);
+    }
+
+    /// What a layer is opened with.
+    pub(crate) fn parts(
+        &self,
+        layer: LayerId,
+        access: FileAccess,
+    ) -> impl Future<Output = Result<LayerParts<Disk>, VolumeError>> + Send + 'static {
+        let directory = self.disk.directory(&layer.to_string());
+        let (random, most) = (self.random.clone(), self.most);
+        let row = &self.layers[&layer];
+        let (registry, cipher) = (Arc::clone(&row.registry), Arc::clone(&row.cipher));
+        async move {
+            let data = directory.open(DATA_FILE, access).await?;
+            let meta = directory.open(META_FILE, access).await?;
+            Ok(LayerParts {
+                data: Scattered::new(data, random.clone(), most),
+                meta: Scattered::new(meta, random, most),
+                cipher,
+                pins: registry.pins(),
+                host: Arc::new(RegistryHost(registry)),
+            })
+        }
+    }
+
+    /// Opens a volume as a daemon does: what should be sealed below is sealed first, if it is not.
+    pub(crate) fn open(&mut self, volume: VolumeId) -> Result<Tall, VolumeError> {
+        let mut below = Vec::new();
+        let stack = self.stacks[&volume].clone();
+        let (top, lower) = stack.split_last().unwrap();
+        for &layer in lower {
+            let opened = match self.open.get(&layer) {
+                Some(open) => Arc::clone(open),
+                None => self.open_lower(layer, below.clone())?,
+            };
+            self.open.insert(layer, Arc::clone(&opened));
+            below.push(opened);
+        }
+        let parts = self.parts(*top, FileAccess::Writable);
+        self.executor
+            .run(async move { open(below, parts.await?, Access::Writable).await })
+    }
+
+    fn open_lower(
+        &mut self,
+        layer: LayerId,
+        below: Vec<Arc<Layer<Disk>>>,
+    ) -> Result<Arc<Layer<Disk>>, VolumeError> {
+        let (sealed, unsealed) = (
+            self.parts(layer, FileAccess::ReadOnly),
+            self.parts(layer, FileAccess::Writable),
+        );
+        self.executor.run(async move {
+            let parts = sealed.await?;
+            if read_layer(&parts.meta).await?.sealed {
+                return open_sealed(parts).await;
+            }
+            drop(parts);
+            finish_sealing(below, unsealed.await?).await
+        })
+    }
+
+    /// Makes a new top under the key with this number and begins to put it on an open volume.
+    pub(crate) fn start_snapshot(
+        &mut self,
+        volume: &Tall,
+        key: [u8; 64],
+    ) -> Result<Cut, VolumeError> {
+        let parts = self.new_top(volume, key)?;
+        let volume = Arc::clone(volume);
+        Ok(self
+            .executor
+            .start(async move { volume.snapshot(parts.await?).await }))
+    }
+
+    /// The files of a new top, which the registry knows of.
+    pub(crate) fn new_top(
+        &mut self,
+        volume: &Tall,
+        key: [u8; 64],
+    ) -> Result<
+        impl Future<Output = Result<LayerParts<Disk>, VolumeError>> + Send + 'static,
+        VolumeError,
+    > {
+        let old = volume.top();
+        let id = old.params().volume;
+        let top = self.layer(id, Some(old.id()), volume.size(), key)?;
+        if self.disk.is_powered() {
+            self.stacks.get_mut(&id).unwrap().push(top);
+        }
+        Ok(self.parts(top, FileAccess::Writable))
+    }
+
+    pub(crate) fn snapshot(
+        &mut self,
+        volume: &Tall,
+        key: [u8; 64],
+    ) -> Result<Arc<Layer<Disk>>, VolumeError> {
+        let snapshot = self.start_snapshot(volume, key)?;
+        self.executor.finish(&snapshot)
+    }
+
+    /// A new volume on the sealed layers of another one, up to `height` of them.
+    pub(crate) fn clone_of(
+        &mut self,
+        volume: VolumeId,
+        height: usize,
+        key: [u8; 64],
+    ) -> Result<VolumeId, VolumeError> {
+        let mut stack = self.stacks[&volume][..height].to_vec();
+        let parent = stack[height - 1];
+        let size = self.registry(parent).pins().params.size;
+        let clone = self.volume_id();
+        stack.push(self.layer(clone, Some(parent), size, key)?);
+        self.stacks.insert(clone, stack);
+        Ok(clone)
+    }
+
+    /// What the power cut left, and nothing in memory.
+    pub(crate) fn restart(&mut self) {
+        self.disk.cut_power();
+        self.executor.idle();
+        self.executor.forget();
+        self.open.clear();
+        for row in self.layers.values() {
+            row.registry.forget_working_state();
+        }
+        let (disk, seed) = (self.disk.clone(), self.random.next());
+        self.executor
+            .run(async move { disk.restart(seed).await })
+            .unwrap();
+    }
+
+    /// Kills the process: nothing of it goes on, the disk and its cache stay as they are.
+    pub(crate) fn kill(&mut self) {
+        self.executor.forget();
+        self.open.clear();
+    }
+
+    pub(crate) fn read(
+        &mut self,
+        volume: &Tall,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, VolumeError> {
+        let volume = Arc::clone(volume);
+        self.executor.run(async move {
+            let read = volume.read(offset, len).await?;
+            Ok(read.bytes().map_or_else(|| vec![0; len], <[u8]>::to_vec))
+        })
+    }
+
+    pub(crate) fn start_write(
+        &mut self,
+        volume: &Tall,
+        offset: u64,
+        bytes: &[u8],
+        fua: bool,
+    ) -> Handle<Result<(), VolumeError>> {
+        let write = volume.prepare_write(offset, bytes).unwrap();
+        self.executor.start(write.run(fua))
+    }
+
+    pub(crate) fn write(
+        &mut self,
+        volume: &Tall,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<(), VolumeError> {
+        let write = self.start_write(volume, offset, bytes, false);
+        self.executor.finish(&write)
+    }
+
+    pub(crate) fn trim(&mut self, volume: &Tall, offset: u64, len: u64) -> Result<(), VolumeError> {
+        let volume = Arc::clone(volume);
+        self.executor
+            .run(async move { volume.trim(offset, len, false).await })
+    }
+
+    pub(crate) fn start_flush(&mut self, volume: &Tall) -> Handle<Result<(), VolumeError>> {
+        let volume = Arc::clone(volume);
+        self.executor.start(async move { volume.flush().await })
+    }
+
+    pub(crate) fn flush(&mut self, volume: &Tall) -> Result<(), VolumeError> {
+        let flush = self.start_flush(volume);
+        self.executor.finish(&flush)
+    }
+
+    pub(crate) fn close(&mut self, volume: Tall) -> Result<u64, VolumeError> {
+        let closed = self.executor.run(async move { volume.close().await });
+        self.open.retain(|_, layer| Arc::strong_count(layer) > 1);
+        closed
+    }
+}
