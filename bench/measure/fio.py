@@ -1,0 +1,83 @@
+"""Rows, and one measurement: a job file of bench/jobs against one server, once."""
+
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+
+from measure import figures
+
+JOBS = pathlib.Path(__file__).resolve().parent.parent / "jobs"
+PATTERNS = ("randread", "randwrite", "randrw", "read", "write", "rw")
+DEPTHS = {"4k": (1, 32), "1m": (1, 8)}
+EMPTY = "empty-randwrite-4k.d32.c1"
+
+
+def all_rows():
+    """JOB.dDEPTH.cCONNECTIONS: the depth is that of each connection."""
+    rows = [
+        f"{pattern}-{size}.d{depth}.c{connections}"
+        for size in DEPTHS
+        for pattern, depth, connections in itertools.product(PATTERNS, DEPTHS[size], (1, 4))
+    ]
+    return [*rows, EMPTY]
+
+
+def goal_rows():
+    """Those that a goal speaks of: without mixes and without 1 MiB at depth 1."""
+    rows = [row for row in all_rows() if "rw-" not in row and not row.startswith(("read-4k", "write-4k", "randread-1m", "randwrite-1m"))]
+    return [row for row in rows if "-1m.d1." not in row and not row.endswith(".d1.c4")]
+
+
+def parts(row):
+    job, depth, connections = row.rsplit(".", 2)
+    return job, int(depth[1:]), int(connections[1:])
+
+
+def is_empty(row):
+    return row.startswith("empty-")
+
+
+def job_file(job, server, raw):
+    """The job file as it is, or one of its own for a file without a server."""
+    path = JOBS / f"{job}.fio"
+    if server.engine == "nbd":
+        return path
+    text = path.read_text().replace("ioengine=nbd", f"ioengine={server.engine}\ndirect=1")
+    own = raw.with_suffix(".fio")
+    own.write_text(text.replace("uri=${URI}", "filename=${URI}"))
+    return own
+
+
+def run(server, row, seconds, raw):
+    """One run of fio: its JSON is kept at `raw`."""
+    job, depth, connections = parts(row)
+    settings = {"URI": server.uri, "DEPTH": depth, "CONNECTIONS": connections, "PART": server.size // connections, "RUNTIME": seconds}
+    environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
+    command = ["fio", "--output-format=json", str(job_file(job, server, raw))]
+    found = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if found.returncode or "{" not in found.stdout:
+        raise figures.Unusable(f"{server.name}, {row}: fio: exit code {found.returncode}\n{found.stdout}{found.stderr}")
+    text = found.stdout[found.stdout.index("{"):]  # the NBD engine says who connected before fio speaks JSON
+    raw.write_text(text)
+    return json.loads(text)
+
+
+def measure(server, row, seconds, raw):
+    """The figures of one round. A row of an empty volume gets one of its own each time."""
+    at = server.fresh() if is_empty(row) else server
+    try:
+        at.forget_peak()
+        before = at.cpu_seconds()
+        report = run(at, row, seconds, raw)
+        return figures.of_fio(report, at.cpu_seconds() - before, at.peak_kib())
+    finally:
+        if at is not server:
+            at.remove()
+
+
+def warm_up(server, row, raw):
+    if not is_empty(row):
+        run(server, row, 1, raw)
+        raw.unlink()
