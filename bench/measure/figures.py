@@ -53,6 +53,12 @@ def of_fio(report, server_cpu, peak_kib):
     }
 
 
+def was_paused(report, seconds):
+    """Whether a round took so much longer than it was told to that the machine must have stood still (a paused guest)."""
+    job = report["jobs"][0]
+    return max(job[side].get("runtime", 0) for side in ("read", "write")) > 3000 * seconds
+
+
 def median(rounds, figure):
     return statistics.median(figures[figure] for figures in rounds)
 

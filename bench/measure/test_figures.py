@@ -35,6 +35,11 @@ class Figures(unittest.TestCase):
             with self.assertRaises(figures.Unusable):
                 figures.of_fio(bad, 0, 0)
 
+    def test_a_pause_of_the_machine_is_seen(self):
+        paused = report({**side(1, 1.0, 1), "runtime": 69_823}, NONE)
+        sound = report({**side(1, 1.0, 1), "runtime": 1_006}, NONE)
+        self.assertEqual([figures.was_paused(found, 1) for found in (paused, sound)], [True, False])
+
     def test_medians_spreads_and_ratios(self):
         results = {("r", "sealvol"): rounds(90, 150, 100), ("r", "nbdkit-file"): rounds(50, 40, 80)}
         self.assertEqual(figures.median(results["r", "sealvol"], "iops"), 100)
