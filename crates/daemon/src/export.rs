@@ -60,9 +60,11 @@ fn errno(error: &VolumeError) -> Errno {
         VolumeError::NoSpace => Errno::ENOSPC,
         VolumeError::ReadOnly | VolumeError::Sealed { .. } => Errno::EPERM,
         VolumeError::InvalidSize { .. }
+        | VolumeError::LeftBelow { .. }
         | VolumeError::OutOfRange { .. }
         | VolumeError::Shrink { .. } => Errno::EINVAL,
-        VolumeError::BrokenStack { .. }
+        VolumeError::BadCopy { .. }
+        | VolumeError::BrokenStack { .. }
         | VolumeError::DamagedMap { .. }
         | VolumeError::Failed(_)
         | VolumeError::Mismatch { .. }

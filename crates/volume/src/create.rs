@@ -7,6 +7,7 @@ use sealvol_store::{Access, Directory, Store};
 
 use crate::error::VolumeError;
 use crate::geometry::{SLOT_SPACE, check_size, meta_len};
+use crate::open::{Pins, check_generation, check_identity};
 use crate::slots;
 use crate::superblock::{LayerParams, Superblock, WrappedKey, slot_reserve};
 
@@ -56,6 +57,31 @@ pub async fn create<D: Directory>(
 /// Those of a superblock that can't be read.
 pub async fn read_keys<S: Store>(meta: &S) -> Result<Vec<WrappedKey>, VolumeError> {
     Ok(slots::read(meta).await?.serving.keys)
+}
+
+/// Puts other wrapped keys in the place of those in a layer's superblock, in both slots: a rewrap, of a layer that nobody has
+/// open. Durable when it returns, and nothing is left of the old ones then; wherever it stops, one slot has all of the old
+/// or all of the new. The keys are under no MAC (FORMAT.md, section 3.1), so none is needed for it.
+///
+/// A rewrap is two calls: with the new key before the old one, and, once the new one has been unwrapped to the key that the
+/// registry is committed to, with the new one alone.
+///
+/// # Errors
+///
+/// [`VolumeError::Mismatch`] and [`VolumeError::RolledBack`] if it is not what the registry has pinned; [`VolumeError::WrappedKeys`] if none of them is of its own data key, or they
+/// do not fit; those of a superblock that can't be read; store errors.
+pub async fn replace_keys<D: Directory>(
+    directory: &D,
+    pins: &Pins,
+    keys: &[WrappedKey],
+) -> Result<(), VolumeError> {
+    let meta = directory.open(META_FILE, Access::Writable).await?;
+    let slots = slots::read(&meta).await?;
+    let mut next = slots.serving;
+    check_identity(&next.params, pins)?;
+    check_generation(&next, pins)?;
+    next.replace_keys(keys)?;
+    slots::write(&meta, &next, slots.spare).await
 }
 
 /// Overwrites the wrapped keys in both slots: what they opened is gone for ever, unless a copy exists

@@ -44,6 +44,17 @@ pub struct Loss {
 /// An error of this crate. Each message names the thing, the cause and the next step.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
+    /// What was copied reads back as something else.
+    #[error(
+        "what was copied to byte {offset} of layer {layer} reads back as something else; nothing relies on it: check the store, \
+         then go on copying"
+    )]
+    BadCopy {
+        /// The destination.
+        layer: LayerId,
+        /// First byte of what was written.
+        offset: u64,
+    },
     /// The layers do not follow each other as a stack.
     #[error(
         "layer {layer} can't be part of this stack: {cause}; the registry's record of the volume does not fit its layers: \
@@ -77,6 +88,14 @@ pub enum VolumeError {
     InvalidSize {
         /// What was asked for.
         size: u64,
+    },
+    /// A volume that is to stand alone still needs what lies below it.
+    #[error(
+        "byte {offset} is held by a lower layer only: copy up all of them before the layers below are given up"
+    )]
+    LeftBelow {
+        /// The first such byte.
+        offset: u64,
     },
     /// The superblock belongs to something else than the registry says.
     #[error(
@@ -214,6 +233,7 @@ impl VolumeError {
                 Fault::Retry
             }
             Self::InvalidSize { .. }
+            | Self::LeftBelow { .. }
             | Self::NewerFormat { .. }
             | Self::OutOfRange { .. }
             | Self::NotSealed { .. }
@@ -221,7 +241,8 @@ impl VolumeError {
             | Self::Sealed { .. }
             | Self::Shrink { .. }
             | Self::WrappedKeys { .. } => Fault::Refuse,
-            Self::BrokenStack { .. }
+            Self::BadCopy { .. }
+            | Self::BrokenStack { .. }
             | Self::DamagedMap { .. }
             | Self::Failed(_)
             | Self::Mismatch { .. }

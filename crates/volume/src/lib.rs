@@ -17,6 +17,7 @@
 //! | opening, and sealing what was not | `open.rs` |
 //! | growing, closing | `volume.rs` |
 //! | snapshots: another top takes the place of the old one | `snapshot.rs` |
+//! | copying up, and giving up what lies below | `copy_up.rs` |
 //! | filling what holds no data | `materialise.rs` |
 //! | what a layer says of itself, and whether it is so | `adopt.rs` |
 //!
@@ -29,6 +30,7 @@
 mod adopt;
 mod bytes;
 mod commit;
+mod copy_up;
 mod create;
 mod epoch;
 mod error;
@@ -55,7 +57,8 @@ mod write;
 mod zero;
 
 pub use adopt::{FoundLayer, read_layer, verify_layer};
-pub use create::{DATA_FILE, META_FILE, create, destroy_keys, read_keys};
+pub use copy_up::{CopiedUp, Pace, Unpaced, open_copy};
+pub use create::{DATA_FILE, META_FILE, create, destroy_keys, read_keys, replace_keys};
 pub use error::{Fault, Loss, LostStep, VolumeError};
 pub use geometry::{BLOCK, MAX_SIZE, check_size, params_digest};
 pub use host::{Change, Damage, Host, Task};

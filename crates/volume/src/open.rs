@@ -170,7 +170,22 @@ async fn open_as<S: Store>(
     let below: Box<[_]> = below.into_iter().rev().collect();
     check_chain(&top.pins.params, &params_of(&below))?;
     let layer = open_layer(top, access, rollback).await?;
+    // Under the superblock's MAC: it was cut over, and the registry did not hear of it.
+    let alone = layer.params.parent.is_none();
+    let below = if alone { Box::default() } else { below };
     Ok(Arc::new(Volume::new(Arc::new(layer), below, access)))
+}
+
+/// Opens a layer whatever its parent is.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(crate) async fn open_alone<S: Store>(
+    parts: LayerParts<S>,
+    access: Access,
+) -> Result<Layer<S>, VolumeError> {
+    open_layer(parts, access, Rollback::Refuse).await
 }
 
 /// Opens a layer that is to be the top of these, the nearest first.
@@ -327,13 +342,8 @@ pub(crate) fn check_slots(
     {
         return Err(VolumeError::WrongKey);
     }
-    check_identity(&found.params, &pins.params)?;
-    if found.generation < pins.generation {
-        return Err(VolumeError::RolledBack {
-            found: found.generation,
-            pinned: pins.generation,
-        });
-    }
+    check_identity(&found.params, pins)?;
+    check_generation(found, pins)?;
     if !pins.bound {
         // Never attached: nobody had the key, so there is no MAC to check and no map to believe. What the
         // superblock says of the map is ignored and written anew. A size can only have grown in the registry.
@@ -356,7 +366,18 @@ pub(crate) fn check_slots(
     Ok(())
 }
 
-fn check_identity(found: &LayerParams, pinned: &LayerParams) -> Result<(), VolumeError> {
+pub(crate) fn check_generation(found: &Superblock, pins: &Pins) -> Result<(), VolumeError> {
+    if found.generation < pins.generation {
+        return Err(VolumeError::RolledBack {
+            found: found.generation,
+            pinned: pins.generation,
+        });
+    }
+    Ok(())
+}
+
+pub(crate) fn check_identity(found: &LayerParams, pins: &Pins) -> Result<(), VolumeError> {
+    let pinned = &pins.params;
     let differ = |field, found: &dyn ToString, expected: &dyn ToString| {
         Err(VolumeError::Mismatch {
             field,
@@ -375,7 +396,8 @@ fn check_identity(found: &LayerParams, pinned: &LayerParams) -> Result<(), Volum
     if found.layer != pinned.layer {
         return differ("layer id", &found.layer, &pinned.layer);
     }
-    if found.parent != pinned.parent {
+    // A layer that was cut over has none, whatever the registry says: only whoever has the key takes a parent away.
+    if found.parent != pinned.parent && (found.parent.is_some() || !pins.bound) {
         return differ("parent", &parent(found), &parent(pinned));
     }
     if found.sector_size != pinned.sector_size {

@@ -3,6 +3,7 @@
 //! Always: a change writes one slot, syncs, writes the other with the same bytes, syncs. At rest both carry the
 //! same generations, so that falling back to the other slot never changes meaning. While they differ, the one
 //! that does not serve is written first, so that power that goes in the middle of a repair leaves the one that does.
+//! Nothing of what a slot held before is left in it.
 //! Never: a write before the serving slot was accepted by whoever can check it.
 
 use sealvol_store::{Durability, IoBuf, Store};
@@ -106,7 +107,17 @@ pub(crate) async fn write<S: Store>(
 ) -> Result<(), VolumeError> {
     let bytes = superblock.encode()?;
     for slot in [first, 1 - first] {
-        let mut buf = IoBuf::zeroed(bytes.len().next_multiple_of(4096));
+        // What a longer superblock left behind the end of this one may be a wrapped key that is to be gone.
+        let whole = IoBuf::for_overwrite(index(SLOT_SPACE));
+        let (old, read) = meta.read_at(whole, slot * SLOT_SPACE).await;
+        let left = match read {
+            Ok(()) => old
+                .iter()
+                .rposition(|&byte| byte != 0)
+                .map_or(0, |at| at + 1),
+            Err(_) => old.len(),
+        };
+        let mut buf = IoBuf::zeroed(bytes.len().max(left).next_multiple_of(4096));
         buf[..bytes.len()].copy_from_slice(&bytes);
         let (_, result) = meta
             .write_at(buf, slot * SLOT_SPACE, Durability::Volatile)

@@ -121,6 +121,23 @@ impl Superblock {
         }
     }
 
+    /// Puts other wrapped keys in place.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::WrappedKeys`] if none is of the layer's own data key.
+    pub(crate) fn replace_keys(&mut self, keys: &[WrappedKey]) -> Result<(), VolumeError> {
+        if keys.iter().all(|key| key.data_key != self.data_key) {
+            return Err(VolumeError::WrappedKeys {
+                count: keys.len(),
+                cause: "none is of the layer's own data key",
+            });
+        }
+        self.keys = keys.to_vec();
+        self.key_generation += 1;
+        Ok(())
+    }
+
     /// Which of two intact slots is the newer.
     pub(crate) fn age(&self) -> (u64, u64) {
         (self.generation, self.key_generation)

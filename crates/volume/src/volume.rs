@@ -22,8 +22,10 @@ use crate::layer::Layer;
 use crate::locks::RangeLocks;
 use crate::open::{Access, lengthen};
 use crate::page::BlockState;
+use crate::slots;
 use crate::snapshot::Switch;
 use crate::stack::Stack;
+use crate::superblock::WrappedKey;
 use crate::zero::yield_now;
 
 /// Neighbouring bytes in one state, as `volume map` shows them.
@@ -52,6 +54,8 @@ pub struct Volume<S> {
     size: AtomicU64,
     sector_size: UnitSize,
     access: Access,
+    /// The top is to become an exact copy of the one layer below.
+    exact: bool,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) locks: RangeLocks,
     pub(crate) epochs: Epochs,
@@ -67,6 +71,7 @@ impl<S: Store> Volume<S> {
             size: AtomicU64::new(top.size()),
             sector_size: top.params.sector_size,
             access,
+            exact: false,
             host: Arc::clone(&top.host),
             stack: ArcSwap::from_pointee(Stack::new(top, below)),
             switched: Event::new(),
@@ -77,6 +82,18 @@ impl<S: Store> Volume<S> {
             commits: Commits::default(),
             durable_writes: Epochs::default(),
         }
+    }
+
+    /// The same, for copying one layer as it is.
+    pub(crate) fn exact(self) -> Self {
+        Self {
+            exact: true,
+            ..self
+        }
+    }
+
+    pub(crate) fn is_exact(&self) -> bool {
+        self.exact
     }
 
     /// The layer that writes go to.
@@ -188,6 +205,24 @@ impl<S: Store> Volume<S> {
         self.size.store(size, Ordering::Release);
         drop(head);
         top.pin().await
+    }
+
+    /// [`replace_keys`](crate::replace_keys) for the top, while the volume is in use.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::WrappedKeys`]; [`VolumeError::Failed`] if the superblock could not be written.
+    pub async fn replace_keys(self: &Arc<Self>, keys: &[WrappedKey]) -> Result<(), VolumeError> {
+        self.check_writable().await?;
+        let top = self.top();
+        let mut head = top.head.lock().await;
+        let mut next = head.clone();
+        next.replace_keys(keys)?;
+        if let Err(cause) = slots::write(top.map.meta(), &next, 0).await {
+            return Err(self.lose(&top, LostStep::SuperblockWrite, &cause).await);
+        }
+        *head = next;
+        Ok(())
     }
 
     /// The volume's map, from a byte on: at most `runs_max` runs. An empty answer is the end.

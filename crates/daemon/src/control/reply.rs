@@ -114,10 +114,12 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         VolumeError::InvalidSize { .. }
         | VolumeError::OutOfRange { .. }
         | VolumeError::Shrink { .. } => ErrorKind::Usage,
-        VolumeError::NotSealed { .. } | VolumeError::ReadOnly | VolumeError::Sealed { .. } => {
-            ErrorKind::Conflict
-        }
-        VolumeError::BrokenStack { .. }
+        VolumeError::LeftBelow { .. }
+        | VolumeError::NotSealed { .. }
+        | VolumeError::ReadOnly
+        | VolumeError::Sealed { .. } => ErrorKind::Conflict,
+        VolumeError::BadCopy { .. }
+        | VolumeError::BrokenStack { .. }
         | VolumeError::DamagedMap { .. }
         | VolumeError::Failed(_)
         | VolumeError::Mismatch { .. }

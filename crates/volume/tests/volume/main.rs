@@ -3,6 +3,7 @@
 //!
 //! Campaigns print the seed of each round; `SEALVOL_SEED` replays one, `SEALVOL_ROUNDS` multiplies the rounds.
 
+mod copy_up;
 mod crash;
 mod crash_edges;
 mod cuts;
@@ -15,6 +16,7 @@ mod model;
 mod mutations;
 mod oracle;
 mod refusals;
+mod rewraps;
 mod rig;
 mod rollback;
 mod snapshots;

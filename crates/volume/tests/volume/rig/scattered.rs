@@ -1,5 +1,8 @@
 //! A store whose operations take a while, so that others come in between.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use sealvol_store::{Durability, IoBuf, Store, StoreError};
 
 use super::executor::yields;
@@ -10,6 +13,7 @@ pub(crate) struct Scattered<S> {
     store: S,
     random: Random,
     most: u64,
+    flips: Arc<AtomicBool>,
 }
 
 impl<S: Store> Scattered<S> {
@@ -18,7 +22,14 @@ impl<S: Store> Scattered<S> {
             store,
             random,
             most,
+            flips: Arc::default(),
         }
+    }
+
+    /// While that is set, what is written is not what was asked for, in its first bit.
+    pub(crate) fn flipping(self, flips: &Arc<AtomicBool>) -> Self {
+        let flips = Arc::clone(flips);
+        Self { flips, ..self }
     }
 
     async fn wait(&self) {
@@ -41,9 +52,13 @@ impl<S: Store> Store for Scattered<S> {
         durability: Durability,
     ) -> (IoBuf, Result<(), StoreError>) {
         self.wait().await;
-        let result = self.store.write_at(buf, offset, durability).await;
+        let flips = self.flips.load(Ordering::Relaxed);
+        let mut buf = buf;
+        buf[0] ^= u8::from(flips);
+        let (mut buf, result) = self.store.write_at(buf, offset, durability).await;
+        buf[0] ^= u8::from(flips);
         self.wait().await;
-        result
+        (buf, result)
     }
 
     async fn sync(&self) -> Result<(), StoreError> {

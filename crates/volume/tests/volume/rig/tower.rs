@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use sealvol_crypto::{SectorCipher, UnitSize};
 use sealvol_store::fault::FaultDisk;
 use sealvol_store::{Access as FileAccess, Directory};
 use sealvol_volume::{
-    Access, DATA_FILE, DataKeyId, Layer, LayerId, LayerParams, LayerParts, META_FILE, Volume,
-    VolumeError, VolumeId, WrappedKey, create, finish_sealing, open, open_sealed, read_layer,
+    Access, DATA_FILE, DataKeyId, Layer, LayerId, LayerParams, LayerParts, META_FILE, Unpaced,
+    Volume, VolumeError, VolumeId, WrappedKey, create, finish_sealing, open, open_sealed,
+    read_layer,
 };
 
 use super::executor::{Executor, Handle};
@@ -29,6 +31,8 @@ pub(crate) struct Tower {
     /// How often an operation of the disk gives way, at most.
     pub(crate) most: u64,
     pub(crate) sector_size: UnitSize,
+    /// Whether what is written to `data` is not what was asked for.
+    pub(crate) flips: Arc<AtomicBool>,
     layers: BTreeMap<LayerId, Row>,
     /// The layers of each volume, the lowest first. One that is about to be its top is in it already.
     stacks: BTreeMap<VolumeId, Vec<LayerId>>,
@@ -55,6 +59,7 @@ impl Tower {
             random,
             most: 0,
             sector_size,
+            flips: Arc::default(),
             layers: BTreeMap::new(),
             stacks: BTreeMap::new(),
             open: BTreeMap::new(),
@@ -136,14 +141,14 @@ impl Tower {
         access: FileAccess,
     ) -> impl Future<Output = Result<LayerParts<Disk>, VolumeError>> + Send + 'static {
         let directory = self.disk.directory(&layer.to_string());
-        let (random, most) = (self.random.clone(), self.most);
+        let (random, most, flips) = (self.random.clone(), self.most, Arc::clone(&self.flips));
         let row = &self.layers[&layer];
         let (registry, cipher) = (Arc::clone(&row.registry), Arc::clone(&row.cipher));
         async move {
             let data = directory.open(DATA_FILE, access).await?;
             let meta = directory.open(META_FILE, access).await?;
             Ok(LayerParts {
-                data: Scattered::new(data, random.clone(), most),
+                data: Scattered::new(data, random.clone(), most).flipping(&flips),
                 meta: Scattered::new(meta, random, most),
                 cipher,
                 pins: registry.pins(),
@@ -227,6 +232,36 @@ impl Tower {
     ) -> Result<Arc<Layer<Disk>>, VolumeError> {
         let snapshot = self.start_snapshot(volume, key)?;
         self.executor.finish(&snapshot)
+    }
+
+    /// Copies up, a part at a time, until nothing is left below.
+    pub(crate) fn copy_up(&mut self, volume: &Tall) -> Result<u64, VolumeError> {
+        let copy = self.start_copy_up(volume);
+        self.executor.finish(&copy)
+    }
+
+    pub(crate) fn start_copy_up(&mut self, volume: &Tall) -> Handle<Result<u64, VolumeError>> {
+        let volume = Arc::clone(volume);
+        self.executor.start(async move {
+            let (mut copied, mut next) = (0, Some(0));
+            while let Some(from) = next {
+                let part = volume.copy_up(from, 2 << 20, &Unpaced).await?;
+                copied += part.copied;
+                next = part.next;
+            }
+            Ok(copied)
+        })
+    }
+
+    /// Makes a volume stand alone, and tells the registry. The layers that were below, the nearest first.
+    pub(crate) fn cut_over(&mut self, volume: &Tall) -> Result<Vec<LayerId>, VolumeError> {
+        let (cut, id) = (Arc::clone(volume), volume.top().params().volume);
+        let below = self.executor.run(async move { cut.cut_over().await })?;
+        let top = volume.top().id();
+        self.registry(top)
+            .change_pins(|pins| pins.params.parent = None);
+        self.stacks.insert(id, vec![top]);
+        Ok(below.iter().map(|layer| layer.id()).collect())
     }
 
     /// A new volume on the sealed layers of another one, up to `height` of them.
@@ -316,9 +351,14 @@ impl Tower {
         self.executor.finish(&flush)
     }
 
+    /// Closes sealed layers that no volume stands on any more.
+    pub(crate) fn forget_open(&mut self) {
+        self.open.retain(|_, layer| Arc::strong_count(layer) > 1);
+    }
+
     pub(crate) fn close(&mut self, volume: Tall) -> Result<u64, VolumeError> {
         let closed = self.executor.run(async move { volume.close().await });
-        self.open.retain(|_, layer| Arc::strong_count(layer) > 1);
+        self.forget_open();
         closed
     }
 }

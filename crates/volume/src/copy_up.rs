@@ -1,0 +1,287 @@
+//! Copying up: blocks that only lower layers hold are brought into the top, under the top's own key. Flattening, re-keying,
+//! copying under another key and filling from a remote layer are all this one engine.
+//!
+//! ```text
+//!   through the stack   what a volume reads        top: new key    below: all of it, then cut over: no parent
+//!   exactly one layer   what that layer says       top: new key    below: that layer alone; zero stays zero, absent stays absent
+//! ```
+//!
+//! Always:
+//! - the source is read and the destination written inside one exclusive lock of the chunk, whose blocks are looked at again
+//!   under it: a newer write, zero or trim of a client is never overwritten;
+//! - an entry becomes `data` only after its bytes were written, read back and found to be the same (rule R1);
+//! - the top's map is the cursor: the work may stop anywhere, and goes on where something is missing;
+//! - a cut-over follows only a commit, and a look at the whole map that finds nothing left below. What was brought up
+//!   never goes down again, so clients may write meanwhile. What was below is handed back when nobody reads it any more.
+//!
+//! Never: a key that is destroyed or a file that is removed; whoever called does that, with what [`Volume::cut_over`] hands back.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sealvol_store::{Durability, IoBuf, Store};
+
+use crate::error::{LostStep, VolumeError};
+use crate::geometry::{BLOCK, PAGE_BLOCKS, index};
+use crate::host::Task;
+use crate::layer::Layer;
+use crate::locks::Mode;
+use crate::map::Run;
+use crate::open::{Access, LayerParts, open_alone};
+use crate::page::BlockState;
+use crate::stack::Stack;
+use crate::volume::Volume;
+use crate::zero::yield_now;
+
+/// Blocks that are locked and copied at once: 1 MiB, so that a client's write waits for a read, a write and a read at most.
+const CHUNK: u64 = 256;
+
+/// How fast copying may go.
+pub trait Pace: Send + Sync {
+    /// Ready when so many bytes may be copied. Called before each chunk, while nothing is locked.
+    fn chunk(&self, bytes: u64) -> Task<()>;
+}
+
+/// As fast as the stores go.
+pub struct Unpaced;
+
+impl Pace for Unpaced {
+    fn chunk(&self, _bytes: u64) -> Task<()> {
+        Box::pin(async {})
+    }
+}
+
+/// How far a call of [`Volume::copy_up`] came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopiedUp {
+    /// Bytes that it copied.
+    pub copied: u64,
+    /// Where the next call is to go on; `None` if it has seen the end of the range.
+    pub next: Option<u64>,
+}
+
+/// Opens a destination over one sealed layer of which it becomes an exact copy under its own key: [`Volume::copy_up`] it, then
+/// [`Volume::seal_copy`]. No client may be given this volume: what lies below the layer is not in it.
+///
+/// # Errors
+///
+/// As [`open`](crate::open); [`VolumeError::BrokenStack`] if size or sector size differ.
+pub async fn open_copy<S: Store>(
+    source: Arc<Layer<S>>,
+    destination: LayerParts<S>,
+) -> Result<Arc<Volume<S>>, VolumeError> {
+    let params = destination.pins.params;
+    if params.size != source.size() || params.sector_size != source.params.sector_size {
+        return Err(VolumeError::BrokenStack {
+            layer: params.layer,
+            cause: "it was made for another size than the layer that is to be copied",
+        });
+    }
+    let top = open_alone(destination, Access::Writable).await?;
+    let below = Box::new([source]);
+    let volume = Volume::new(Arc::new(top), below, Access::Writable);
+    Ok(Arc::new(volume.exact()))
+}
+
+impl<S: Store> Volume<S> {
+    /// Bytes that [`Self::copy_up`] would copy now.
+    ///
+    /// # Errors
+    ///
+    /// Those of loading map pages.
+    pub async fn left_below(&self) -> Result<u64, VolumeError> {
+        let mut blocks = 0;
+        let mut at = 0;
+        while let Some(run) = self.next_below(&mut at).await? {
+            blocks += run.blocks;
+        }
+        Ok(blocks * BLOCK)
+    }
+
+    /// Copies what lies below into the top, from byte `from` on (rounded down to a block), until about `bytes_max` are
+    /// copied (at least one chunk of 1 MiB is looked at) or the volume ends; then commits. Clients may use the
+    /// volume; several calls may work on parts of it side by side.
+    ///
+    /// # Errors
+    ///
+    /// As a write: after [`VolumeError::NoSpace`] the volume goes on, with what was copied so far. [`VolumeError::BadCopy`].
+    pub async fn copy_up(
+        self: &Arc<Self>,
+        from: u64,
+        bytes_max: u64,
+        pace: &dyn Pace,
+    ) -> Result<CopiedUp, VolumeError> {
+        self.check_writable().await?;
+        let mut copied = 0;
+        let mut at = from / BLOCK;
+        let mut ended = false;
+        while copied < bytes_max {
+            let Some(run) = self.next_below(&mut at).await? else {
+                ended = true;
+                break;
+            };
+            let end = (self.size() / BLOCK).min((run.first / CHUNK + 1) * CHUNK);
+            let chunk = run.first..end;
+            at = chunk.start;
+            let stack = self.stack.load_full();
+            let found = stack.resolve(chunk.clone()).await?;
+            let found = found.iter().filter(|run| self.is_below(run));
+            pace.chunk(found.map(|run| run.blocks * BLOCK).sum()).await;
+            match self.copy_chunk(&stack, chunk.clone()).await? {
+                Some(bytes) => {
+                    copied += bytes;
+                    at = chunk.end;
+                }
+                None => drop(self.next_stack().await),
+            }
+            yield_now().await;
+        }
+        self.commit().await?;
+        let next = (!ended).then_some(at * BLOCK);
+        Ok(CopiedUp { copied, next })
+    }
+
+    /// The next run of blocks, from `at` on, that are to be copied; `at` is its end then, or the volume's.
+    async fn next_below(&self, at: &mut u64) -> Result<Option<Run>, VolumeError> {
+        let end = self.size() / BLOCK;
+        while *at < end {
+            let page = end.min((*at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
+            let stack = self.stack.load_full();
+            let runs = stack.resolve(*at..page).await?;
+            if let Some(run) = runs.iter().find(|run| self.is_below(run)) {
+                *at = run.first + run.blocks;
+                return Ok(Some(run));
+            }
+            *at = page;
+            yield_now().await;
+        }
+        Ok(None)
+    }
+
+    /// Copies what is to be copied of a chunk. How many bytes that was; `None` if the stack was closed.
+    async fn copy_chunk(
+        self: &Arc<Self>,
+        stack: &Stack<S>,
+        chunk: Range<u64>,
+    ) -> Result<Option<u64>, VolumeError> {
+        let top = &stack.top;
+        self.check_writable().await?;
+        self.commit_if_crowded(top).await?;
+        let prepared = top.map.prepare(chunk.clone()).await?;
+        let turn = self.locks.lock(chunk.clone(), Mode::Exclusive).await;
+        if stack.is_closed() {
+            return Ok(None);
+        }
+        let _reading = self.epochs.enter();
+        let mut copied = 0;
+        let mut remembered = true;
+        // Looked at again, now that nobody else can change them.
+        let runs = stack.resolve(chunk).await?;
+        for run in runs.iter().filter(|run| self.is_below(run)) {
+            let blocks = run.first..run.first + run.blocks;
+            if run.state == BlockState::Data {
+                copy_run(stack, &run).await?;
+                copied += run.blocks * BLOCK;
+            }
+            top.map.set(&prepared.part(&blocks), run.state);
+            remembered &= top.remember(&blocks, run.state);
+        }
+        drop(turn);
+        drop(_reading);
+        if !remembered {
+            self.commit().await?;
+        }
+        Ok(Some(copied))
+    }
+
+    /// Whether a run is one that only a lower layer decides, and that the top needs an entry for.
+    fn is_below(&self, run: &Run) -> bool {
+        // Through the stack, a block that is zero below reads the same once nothing is below.
+        run.depth > 0 && (run.state == BlockState::Data || self.is_exact())
+    }
+
+    /// Makes a top that holds everything stand alone: durable when it returns, and nobody reads the layers that were below any
+    /// more; they are handed back, the nearest first. What else uses them, only the registry knows.
+    ///
+    /// A registry that did not hear of it finds a superblock without parent the next time, and
+    /// [`open`](crate::open) leaves out what lies below then.
+    ///
+    /// # Errors
+    ///
+    /// [`VolumeError::LeftBelow`] if something is not copied up yet; [`VolumeError::Failed`]; those of loading map pages.
+    pub async fn cut_over(self: &Arc<Self>) -> Result<Vec<Arc<Layer<S>>>, VolumeError> {
+        self.check_writable().await?;
+        let _shape = self.shape.lock().await;
+        self.commit().await?;
+        let mut at = 0;
+        if let Some(run) = self.next_below(&mut at).await? {
+            let offset = run.first * BLOCK;
+            return Err(VolumeError::LeftBelow { offset });
+        }
+        let old = self.stack.load_full();
+        let top = &old.top;
+        if let Err(cause) = self.drop_parent(top).await {
+            return Err(self.lose(top, LostStep::SuperblockWrite, &cause).await);
+        }
+        old.close();
+        let alone = Stack::new(Arc::clone(top), Box::new([]));
+        self.stack.store(Arc::new(alone));
+        self.switched.notify(usize::MAX);
+        // Whoever found the old stack may be on the way to a layer of it.
+        self.locks.grace().await;
+        self.epochs.grace().await;
+        top.pin().await?;
+        Ok(old.below.to_vec())
+    }
+
+    async fn drop_parent(&self, top: &Layer<S>) -> Result<(), VolumeError> {
+        let mut head = top.head.lock().await;
+        let mut next = head.clone();
+        next.params.parent = None;
+        top.write_head(&mut head, next).await
+    }
+
+    /// Seals an exact copy, once it holds all that its source says. The layer that it is now.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::cut_over`].
+    ///
+    /// # Panics
+    ///
+    /// If it is not of [`open_copy`].
+    pub async fn seal_copy(self: &Arc<Self>) -> Result<Arc<Layer<S>>, VolumeError> {
+        assert!(self.is_exact(), "only a copy is sealed by this");
+        let mut at = 0;
+        if let Some(run) = self.next_below(&mut at).await? {
+            let offset = run.first * BLOCK;
+            return Err(VolumeError::LeftBelow { offset });
+        }
+        self.settle(true).await?;
+        Ok(self.top())
+    }
+}
+
+/// Reads a run where it lies, writes it into the top and reads it back.
+async fn copy_run<S: Store>(stack: &Stack<S>, run: &Run) -> Result<(), VolumeError> {
+    let (source, top) = (stack.layer(run.depth), &stack.top);
+    let offset = run.first * BLOCK;
+    let len = index(run.blocks * BLOCK);
+    let (mut buf, result) = source.data.read_at(IoBuf::for_overwrite(len), offset).await;
+    result?;
+    source.decrypt(offset, &mut buf);
+    top.encrypt(offset, &mut buf);
+    // This may not be a worker that does so after each batch.
+    sealvol_crypto::clear_residue();
+    let (written, result) = top.data.write_at(buf, offset, Durability::Volatile).await;
+    result?;
+    let (found, result) = top.data.read_at(IoBuf::for_overwrite(len), offset).await;
+    result?;
+    if found[..] != written[..] {
+        return Err(VolumeError::BadCopy {
+            layer: top.id(),
+            offset,
+        });
+    }
+    Ok(())
+}
