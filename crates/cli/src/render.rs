@@ -1,5 +1,7 @@
 //! Answers of the daemon as text for people. Scripts use `--json`, which is the answer as it came.
 
+pub(crate) mod bench;
+
 use sealvol_control::api;
 use sealvol_control::size::Size;
 

@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::args::{Adopt, Attach, Cli, Create, Key, Noun, Volume};
 use crate::flatten::{self, Progress};
-use crate::render;
+use crate::render::{self, bench};
 
 /// Why a command did not do what it says.
 #[derive(Debug, Error)]
@@ -64,6 +64,7 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
                 .failure
                 .map_or(Ok(()), |failure| Err(CommandError::SelfTest(failure)))
         }
+        Noun::Bench { seconds } => bench(&client, &print, seconds).await,
         Noun::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sealvol", &mut script);
@@ -160,6 +161,25 @@ async fn key(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandE
         }
         Key::Show { key } => print.answer(&client.key(&key).await?, render::key),
     }
+}
+
+/// One JSON document for both parts; as text, the first part while the second is measured.
+async fn bench(client: &Client, print: &Printer, milliseconds: u64) -> Result<(), CommandError> {
+    let request = api::bench::Bench { milliseconds };
+    let cipher = client.bench_cipher(&request).await?;
+    if print.json {
+        let volume = client.bench_volume(&request).await?;
+        return print.answer(&Bench { cipher, volume }, |_| String::new());
+    }
+    print.answer(&cipher, bench::cipher)?;
+    print.answer(&client.bench_volume(&request).await?, bench::volume)
+}
+
+/// What `bench` prints as JSON.
+#[derive(Serialize)]
+struct Bench {
+    cipher: api::bench::CipherReport,
+    volume: api::bench::VolumeReport,
 }
 
 fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {

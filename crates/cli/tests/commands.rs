@@ -68,6 +68,8 @@ fn completions_know_the_verbs() {
         "flatten",
         "--materialise",
         "adopt",
+        "bench",
+        "--seconds",
         "--layer-dir",
         "--accept-rollback",
     ] {

@@ -4,6 +4,8 @@
 //! |-----------------------------------|-------------------|-----------------|------------|
 //! | `GET /v1/status`                  |                   | [`Status`]      | any        |
 //! | `POST /v1/selftest`               |                   | [`SelfTest`]    | administer |
+//! | `POST /v1/bench/cipher`           | [`bench::Bench`]  | [`bench::CipherReport`] | administer |
+//! | `POST /v1/bench/volume`           | [`bench::Bench`]  | [`bench::VolumeReport`] | administer |
 //! | `GET /v1/volumes`                 |                   | [`VolumeList`]  | any        |
 //! | `POST /v1/volumes`                | [`CreateVolume`]  | [`Volume`]      | create     |
 //! | `GET /v1/volumes/NAME`            |                   | [`Volume`]      | any        |
@@ -26,6 +28,8 @@
 //! Every failure is an [`ErrorReply`] under the HTTP status of its [`ErrorKind`].
 //! No message of this API holds key bytes, wrapped or not. Sizes are bytes; times are RFC 3339 in
 //! UTC.
+
+pub mod bench;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -116,6 +116,23 @@ impl Client {
         self.send(Method::POST, api::SELFTEST, &NoFields {}).await
     }
 
+    /// Measures the cipher on the daemon's machine.
+    pub async fn bench_cipher(
+        &self,
+        request: &api::bench::Bench,
+    ) -> Result<api::bench::CipherReport, ClientError> {
+        self.send(Method::POST, api::bench::CIPHER, request).await
+    }
+
+    /// Measures a temporary volume over the daemon's NBD socket. It is deleted when this ends, and also when the caller
+    /// goes away.
+    pub async fn bench_volume(
+        &self,
+        request: &api::bench::Bench,
+    ) -> Result<api::bench::VolumeReport, ClientError> {
+        self.send(Method::POST, api::bench::VOLUME, request).await
+    }
+
     /// All volumes, by name.
     pub async fn volumes(&self) -> Result<api::VolumeList, ClientError> {
         self.get(api::VOLUMES).await

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
 
 use crate::audit::Audit;
+use crate::bench::Benches;
 use crate::config::Config;
 use crate::error::Error;
 use crate::exports::Exports;
@@ -55,6 +56,8 @@ pub(crate) struct Daemon {
     pub(crate) memory: Memory,
     /// What went wrong and waits for the operator, by volume or part.
     pub(crate) failures: Failures,
+    /// Measurements of `bench`.
+    pub(crate) benches: Benches,
     turns: Turns,
     /// Held shared by every operation; taken when the daemon stops, and true from then on.
     stopping: Arc<RwLock<bool>>,
@@ -101,6 +104,7 @@ impl Daemon {
                 inner: Mutex::default(),
             },
             failures: Failures::default(),
+            benches: Benches::default(),
             turns: Turns::default(),
             stopping: Arc::default(),
         }
@@ -148,6 +152,7 @@ impl Daemon {
 
     /// Waits for the operations that have begun; none begins any more.
     pub(crate) async fn end_operations(&self) {
+        self.benches.stop();
         *self.stopping.write().await = true;
     }
 

@@ -223,6 +223,15 @@ pub enum Error {
     /// The registry cannot be read or written.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// A measurement goes on already.
+    #[error("bench: another measurement goes on, and the two would measure each other")]
+    Measuring,
+    /// What was to be measured failed.
+    #[error("bench: {0}")]
+    Measurement(String),
+    /// Nobody waits for the measurement any more, or the daemon is stopping.
+    #[error("bench: it was ended early")]
+    MeasurementEnded,
     /// The daemon is stopping.
     #[error("sealvold: it is stopping")]
     Stopping,

@@ -16,12 +16,14 @@
 //! | commits that no client asked for | `write_back.rs` |
 //! | when a key is used, and its record | `keys.rs`, `audit.rs` |
 //! | what each command does | `operations/` |
+//! | how fast it is | `bench/` |
 //! | what a failure is called | `error.rs`, `control/reply.rs`, `export.rs` |
 //!
 //! It is wiring and policy: no format, protocol or cipher is here, and no key-service code is linked.
 
 pub mod args;
 mod audit;
+mod bench;
 mod config;
 mod control;
 mod daemon;

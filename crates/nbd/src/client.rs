@@ -1,4 +1,4 @@
-//! A small blocking client over any `Read + Write`, for tests.
+//! A small blocking client over any `Read + Write`, for tests and for measuring.
 //!
 //! It is on two levels. The lower one sends whatever it is told, malformed things included, and
 //! reads one message at a time: [`Client::send_option`], [`Client::read_option_reply`],

@@ -18,7 +18,7 @@
 //! - [`reply`], [`extents`]: encoders of replies;
 //! - [`error`], [`errno`]: why a connection must close; why a request failed;
 //! - [`wire`]: the protocol's numbers;
-//! - [`client`]: a small blocking client, for tests.
+//! - [`client`]: a small blocking client, for tests and for measuring.
 //!
 //! Always holds: no input makes it panic, allocate more than a fixed bound, or pass an invalid
 //! request on.

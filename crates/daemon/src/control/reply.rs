@@ -55,11 +55,14 @@ fn kind(error: &Error) -> ErrorKind {
         Error::Attached(_)
         | Error::BackingTaken { .. }
         | Error::ClientsConnected { .. }
+        | Error::Measuring
         | Error::NotAttached(_)
         | Error::Registered { .. }
         | Error::Registry(RegistryError::NameTaken(_)) => ErrorKind::Conflict,
         Error::Audit { .. }
         | Error::Internal(_)
+        | Error::Measurement(_)
+        | Error::MeasurementEnded
         | Error::NoRoom { .. }
         | Error::Registry(_)
         | Error::Stopping => ErrorKind::Failed,
@@ -187,6 +190,11 @@ fn next_step(error: &Error) -> Option<&'static str> {
         }
         Error::SelfTest(_) => "Do not use this build on this machine: nothing is served",
         Error::NoSuchCall { .. } => "Use the sealvol and sealvold of one release together",
+        Error::Measuring => "Ask again when it has ended",
+        Error::Measurement(_) => {
+            "Look at the daemon's log, and at the space under the state directory"
+        }
+        Error::MeasurementEnded => "Ask again",
         Error::Stopping => "Ask again when it has started",
         Error::Internal(_) => "Report it, with the daemon's log",
         // These say it themselves.

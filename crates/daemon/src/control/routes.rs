@@ -1,9 +1,9 @@
 //! Which call a request means, which right it needs, and the operation behind it.
 //!
 //! Each call runs as a task of its own: hyper drops what it awaits when a client goes away, and an
-//! operation on a volume must be carried to its end.
+//! operation on a volume must be carried to its end. A measurement is told, and ends itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use hyper::Method;
 use hyper::body::Bytes;
@@ -22,6 +22,8 @@ use crate::rights::Caller;
 enum Route {
     Status,
     SelfTest,
+    BenchCipher,
+    BenchVolume,
     ListVolumes,
     CreateVolume,
     ShowVolume(VolumeName),
@@ -50,6 +52,8 @@ impl Route {
             Self::CreateVolume => Some(Right::Create),
             Self::Attach(_) | Self::Detach(_) => Some(Right::Attach),
             Self::SelfTest
+            | Self::BenchCipher
+            | Self::BenchVolume
             | Self::DeleteVolume(_)
             | Self::Resize(_)
             | Self::Map(..)
@@ -75,8 +79,11 @@ pub(super) async fn call(
         daemon.require(caller, right)?;
     }
     let leave = daemon.leave().await?;
+    // Lives as long as somebody waits for the answer: what only answers can end with it.
+    let waits = Arc::new(());
+    let wanted = Arc::downgrade(&waits);
     let task = tokio::spawn(async move {
-        let answer = carry_out(&daemon, caller, route, &body).await;
+        let answer = carry_out(&daemon, caller, route, &body, wanted).await;
         drop(leave);
         answer
     });
@@ -89,10 +96,13 @@ async fn carry_out(
     caller: Caller,
     route: Route,
     body: &Bytes,
+    wanted: Weak<()>,
 ) -> Result<Vec<u8>, Error> {
     match route {
         Route::Status => json(&daemon.status().await?),
         Route::SelfTest => json(&daemon.memory.selftest()?),
+        Route::BenchCipher => json(&daemon.bench_cipher(message(body)?, wanted).await?),
+        Route::BenchVolume => json(&daemon.bench_volume(caller, message(body)?, wanted).await?),
         Route::ListVolumes => json(&daemon.list_volumes().await?),
         Route::CreateVolume => json(&daemon.create_volume(caller, message(body)?).await?),
         Route::ShowVolume(name) => json(&daemon.show_volume(&name).await?),
@@ -145,6 +155,8 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
     Ok(match segments[..] {
         ["status"] if get => Route::Status,
         ["selftest"] if post => Route::SelfTest,
+        ["bench", "cipher"] if post => Route::BenchCipher,
+        ["bench", "volume"] if post => Route::BenchVolume,
         ["volumes"] if get => Route::ListVolumes,
         ["volumes"] if post => Route::CreateVolume,
         ["volumes", name] if get => Route::ShowVolume(name.parse()?),
@@ -245,6 +257,18 @@ mod tests {
                 Method::POST,
                 api::SELFTEST.to_owned(),
                 Route::SelfTest,
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                api::bench::CIPHER.to_owned(),
+                Route::BenchCipher,
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                api::bench::VOLUME.to_owned(),
+                Route::BenchVolume,
                 Some(Right::Administer),
             ),
             (

@@ -98,7 +98,7 @@ impl Daemon {
     }
 
     /// Opens it, or leaves a record of why not.
-    async fn open_volume(
+    pub(super) async fn open_volume(
         &self,
         caller: Caller,
         row: &VolumeRow,
@@ -292,7 +292,12 @@ impl Daemon {
         })
     }
 
-    fn serve(&self, row: &VolumeRow, volume: Arc<Volume<FileStore>>, attached: Attached) {
+    pub(super) fn serve(
+        &self,
+        row: &VolumeRow,
+        volume: Arc<Volume<FileStore>>,
+        attached: Attached,
+    ) {
         let name = row.name.to_string();
         let description = "encrypted volume".to_owned();
         tracing::info!(volume = %name, read_only = attached.read_only, by = attached.by, "attached");
@@ -312,7 +317,7 @@ impl Daemon {
 
 /// What the operator accepts with an attach.
 #[derive(Clone, Copy, Debug, Default)]
-struct Accepts {
+pub(super) struct Accepts {
     /// Acknowledged writes may be gone.
     loss: bool,
     /// The layer may be older than what was relied on.

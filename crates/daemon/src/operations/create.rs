@@ -48,7 +48,7 @@ impl Daemon {
         }
     }
 
-    async fn check_create(
+    pub(super) async fn check_create(
         &self,
         caller: Caller,
         request: &api::CreateVolume,
@@ -122,7 +122,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn make_layer(
+    pub(super) async fn make_layer(
         &self,
         caller: Caller,
         new: &NewVolume,
@@ -162,7 +162,7 @@ impl Daemon {
     }
 
     /// What stays behind is found *creating* at the next start, and undone then.
-    async fn undo_create(&self, new: &NewVolume, place: &Place) {
+    pub(super) async fn undo_create(&self, new: &NewVolume, place: &Place) {
         if let Err(error) = place.remove().await {
             tracing::warn!(volume = %new.name, %error, "files of the failed creation stay for now");
             return;

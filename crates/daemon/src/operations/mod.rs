@@ -5,6 +5,7 @@
 
 mod adopt;
 mod attach;
+mod bench;
 mod create;
 mod delete;
 mod detach;

@@ -13,6 +13,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::place::Place;
 use crate::registry::{RowState, VolumeRow};
+use crate::working_state::WorkingState;
 
 impl Daemon {
     /// Undoes half-made and finishes half-deleted volumes.
@@ -37,6 +38,8 @@ impl Daemon {
     async fn clean_up_one(&self, row: &VolumeRow) -> Result<(), Error> {
         let place = Place::of(&row.backing, row.top, &self.state.layers());
         place.remove().await.map_err(Error::store(&row.name))?;
+        // A temporary volume was in use when the daemon died. What is not there need not go.
+        let _ = WorkingState::new(&self.working_dir, row.top, self.boot).end();
         let id = row.id;
         self.registry
             .call(move |registry| registry.forget(id))

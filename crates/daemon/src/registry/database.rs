@@ -127,6 +127,11 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
+    /// The layer's data key is wrapped by that key; the volume stays in its state.
+    pub(crate) fn set_wrapped(&mut self, layer: LayerId, by: &WrappedBy) -> Result<()> {
+        Ok(set_wrapped(&self.connection, layer, by)?)
+    }
+
     /// The layer is complete on disk, wrapped by that key: the volume exists from here on.
     pub(crate) fn finish_create(
         &mut self,
@@ -135,10 +140,7 @@ impl Database {
         by: &WrappedBy,
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
-        transaction.execute(
-            "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4 WHERE id = ?1",
-            params![layer.to_string(), by.provider, by.key_id, by.key_version],
-        )?;
+        set_wrapped(&transaction, layer, by)?;
         transaction.execute(
             "UPDATE volumes SET state = 'available' WHERE id = ?1",
             [volume.to_string()],
@@ -248,6 +250,15 @@ impl Database {
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
         Ok(done?)
     }
+}
+
+fn set_wrapped(connection: &Connection, layer: LayerId, by: &WrappedBy) -> rusqlite::Result<()> {
+    let params = params![layer.to_string(), by.provider, by.key_id, by.key_version];
+    connection.execute(
+        "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4 WHERE id = ?1",
+        params,
+    )?;
+    Ok(())
 }
 
 /// A volume in the state *creating*, and its layer.
