@@ -9,6 +9,7 @@
 //! What it never does: link any crate of the daemon. A test here knows what a user can know.
 
 pub mod block_device;
+pub mod crowd;
 pub mod daemon;
 pub mod evidence;
 pub mod outcome;

@@ -20,6 +20,14 @@ pub fn now_kib(pid: Pid) -> u64 {
     status(pid, "VmRSS:")
 }
 
+/// Kibibytes that are locked now, secret memory included (`VmLck`).
+///
+/// # Panics
+/// If there is no such process.
+pub fn locked_kib(pid: Pid) -> u64 {
+    status(pid, "VmLck:")
+}
+
 fn status(pid: Pid, field: &str) -> u64 {
     let path = format!("/proc/{}/status", pid.as_raw_nonzero());
     let text = std::fs::read_to_string(path).expect("a process");
