@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use sealvol_crypto::SectorCipher;
 use sealvol_store::Store;
@@ -27,6 +27,7 @@ use crate::superblock::{LayerParams, Superblock};
 
 /// An open layer. Those that are sealed are shared by the volumes that stand on them.
 pub struct Layer<S> {
+    /// As they were when it was opened.
     pub(crate) params: LayerParams,
     pub(crate) data: S,
     pub(crate) map: Map<S>,
@@ -37,6 +38,8 @@ pub struct Layer<S> {
     pub(crate) head: async_lock::Mutex<Superblock>,
     generation: AtomicU64,
     size: AtomicU64,
+    /// It has no parent, or no longer.
+    alone: AtomicBool,
     repaired: Option<&'static str>,
 }
 
@@ -68,6 +71,7 @@ impl<S: Store> Layer<S> {
             punches: Punches::default(),
             generation: AtomicU64::new(head.generation),
             size: AtomicU64::new(head.params.size),
+            alone: AtomicBool::new(head.params.parent.is_none()),
             head: async_lock::Mutex::new(head),
             repaired,
         }
@@ -79,10 +83,15 @@ impl<S: Store> Layer<S> {
         self.params.layer
     }
 
-    /// Identity and geometry. The size is the one that it was opened with.
+    /// Identity and geometry, as they are now: a top may have grown, or given up its parent, since it was opened.
     #[must_use]
-    pub fn params(&self) -> &LayerParams {
-        &self.params
+    pub fn params(&self) -> LayerParams {
+        let alone = self.alone.load(Ordering::Acquire);
+        LayerParams {
+            parent: self.params.parent.filter(|_| !alone),
+            size: self.size(),
+            ..self.params
+        }
     }
 
     /// The superblock's generation.
@@ -143,6 +152,8 @@ impl<S: Store> Layer<S> {
         self.map.root_written(&next.root);
         self.generation.store(next.generation, Ordering::Release);
         self.size.store(next.params.size, Ordering::Release);
+        self.alone
+            .store(next.params.parent.is_none(), Ordering::Release);
         *head = next;
         Ok(())
     }

@@ -204,13 +204,8 @@ pub(crate) async fn open_top<S: Store>(
         .map(Arc::new)
 }
 
-/// Their parameters; of the sizes those that they have now.
 fn params_of<S: Store>(layers: &[Arc<Layer<S>>]) -> Vec<LayerParams> {
-    let params = |layer: &Arc<Layer<S>>| LayerParams {
-        size: layer.size(),
-        ..layer.params
-    };
-    layers.iter().map(params).collect()
+    layers.iter().map(|layer| layer.params()).collect()
 }
 
 async fn open_layer<S: Store>(

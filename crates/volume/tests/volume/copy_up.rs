@@ -102,6 +102,24 @@ fn a_volume_that_was_copied_up_stands_alone_under_its_new_key() {
 }
 
 #[test]
+fn a_volume_that_was_cut_over_is_snapshotted_again_while_it_is_in_use() {
+    let (mut tower, id, volume) = rekeyed(1, UnitSize::B4096);
+    for number in 3..5 {
+        tower.copy_up(&volume).unwrap();
+        tower.cut_over(&volume).unwrap();
+        tower.snapshot(&volume, key(number)).unwrap();
+        check(&mut tower, &volume, &CONTENT);
+    }
+    tower.close(volume).unwrap();
+    tower.restart();
+    {
+        let volume = tower.open(id).unwrap();
+        assert_eq!(volume.layers().len(), 2);
+        check(&mut tower, &volume, &CONTENT);
+    }
+}
+
+#[test]
 fn a_client_that_writes_zeroes_or_trims_while_a_chunk_is_copied_has_its_way() {
     for hold in [Hold::Before, Hold::After] {
         for operation in [Operation::Read, Operation::Write] {
@@ -320,7 +338,9 @@ fn a_block_that_a_client_hid_is_hidden_after_a_cut_over_and_a_power_cut() {
 fn what_is_copied_up_survives_a_kill() {
     for steps in (0..400).step_by(9) {
         let (mut tower, id, volume) = rekeyed(steps, UnitSize::B4096);
+        tower.close(volume).unwrap();
         tower.most = 1;
+        let volume = tower.open(id).unwrap();
         let copy = tower.start_copy_up(&volume);
         tower.executor.steps(steps);
         let copied = copy.is_done();

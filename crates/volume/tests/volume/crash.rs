@@ -8,14 +8,14 @@ use sealvol_volume::{BLOCK, Volume, VolumeError, Zeroing};
 use crate::rig::{Disk, Handle, History, Machine, PIECE, Random, pattern, seeds};
 
 /// Two directory pages; the last map page is half of one, and three blocks.
-const SIZE: u64 = (16 << 30) + (32 << 20) + 3 * BLOCK;
+pub(crate) const SIZE: u64 = (16 << 30) + (32 << 20) + 3 * BLOCK;
 const PIECES_A_BLOCK: u64 = BLOCK / PIECE as u64;
-const WINDOW: u64 = 12 * PIECES_A_BLOCK;
+pub(crate) const WINDOW: u64 = 12 * PIECES_A_BLOCK;
 const OPERATIONS_A_LIFE: u64 = 60;
 const LIVES: u64 = 4;
 
 /// Where all the work is: the start, both sides of a page's border, and the end.
-const WINDOWS: [u64; 3] = [
+pub(crate) const WINDOWS: [u64; 3] = [
     0,
     (64 << 20) / PIECE as u64 - WINDOW / 2,
     SIZE / PIECE as u64 - WINDOW,
@@ -23,10 +23,10 @@ const WINDOWS: [u64; 3] = [
 
 /// What several requests share.
 #[derive(Clone)]
-struct Work {
-    volume: Arc<Volume<Disk>>,
-    history: Arc<Mutex<History>>,
-    disk: sealvol_store::fault::FaultDisk,
+pub(crate) struct Work {
+    pub(crate) volume: Arc<Volume<Disk>>,
+    pub(crate) history: Arc<Mutex<History>>,
+    pub(crate) disk: sealvol_store::fault::FaultDisk,
 }
 
 impl Work {
@@ -111,7 +111,7 @@ impl Work {
     }
 
     /// A request by chance.
-    async fn one(self, random: Random, version: u64) {
+    pub(crate) async fn one(self, random: Random, version: u64) {
         let window = random.pick(&WINDOWS);
         let first = random.below(WINDOW);
         let len = match random.below(4) {
@@ -150,7 +150,7 @@ fn read_all(machine: &mut Machine, volume: &Arc<Volume<Disk>>) -> Vec<(u64, Vec<
     found
 }
 
-fn version_of(found: &[u8]) -> u64 {
+pub(crate) fn version_of(found: &[u8]) -> u64 {
     u64::from_le_bytes(found[..8].try_into().unwrap())
 }
 

@@ -24,4 +24,5 @@ mod space;
 mod stacks;
 mod tampering;
 mod threads;
+mod towers;
 mod turns;

@@ -414,9 +414,12 @@ fn a_snapshot_that_is_killed_anywhere_loses_nothing_that_was_answered() {
     for seed in seeds(6) {
         for steps in 0.. {
             let (mut tower, id, volume) = tower(seed);
+            tower.close(volume).unwrap();
+            // So that a kill can come between any two operations of either layer.
+            tower.most = 2;
+            let volume = tower.open(id).unwrap();
             tower.write(&volume, MIB, &block(2)).unwrap();
             tower.trim(&volume, 0, BLOCK).unwrap();
-            tower.most = 2;
             let snapshot = tower.start_snapshot(&volume, key(1)).unwrap();
             tower.executor.steps(steps);
             let done = snapshot.is_done();
