@@ -8,8 +8,7 @@ use std::rc::Rc;
 
 use sealvol_nbd::wire::{NBD_STATE_HOLE, NBD_STATE_ZERO};
 use sealvol_nbd::{Command, Errno, Extents, Request, Session, reply};
-use sealvol_store::Store;
-use sealvol_volume::{BLOCK, BlockState, ReadData, Volume, VolumeError, Zeroing};
+use sealvol_volume::{BLOCK, BlockState, ReadData, VolumeError, Zeroing};
 
 use crate::engine::Outbox;
 use crate::exports::Export;
@@ -83,20 +82,34 @@ fn errno(error: &VolumeError) -> Errno {
     }
 }
 
+/// Whose requests are answered, with what and to where.
+#[derive(Clone, Copy)]
+pub(crate) struct Serving<'a> {
+    pub(crate) export: &'a Export,
+    pub(crate) session: &'a Session,
+    pub(crate) outbox: &'a Outbox,
+}
+
 /// Does what a request other than WRITE asks for, and pushes the reply.
-pub(crate) async fn answer(export: &Export, session: &Session, outbox: &Outbox, request: Request) {
+pub(crate) async fn answer(serving: Serving<'_>, request: Request) {
+    let Serving {
+        export,
+        session,
+        outbox,
+        ..
+    } = serving;
     let volume = &export.volume;
     let (offset, len) = (request.offset, u64::from(request.length));
     let result = match request.command {
         Command::Read { df } if session.structured && !df => {
-            return read_split(export, session, outbox, request).await;
+            return read_split(serving, request).await;
         }
         Command::Read { .. } if request.length as usize <= READ_WHOLE_MAX => {
-            return read_whole(export, session, outbox, request).await;
+            return read_whole(serving, request).await;
         }
-        Command::Read { .. } => return read_streamed(export, session, outbox, request).await,
+        Command::Read { .. } => return read_streamed(serving, request).await,
         Command::BlockStatus { .. } => {
-            return block_status(export, session, outbox, request).await;
+            return block_status(serving, request).await;
         }
         Command::Flush => volume.flush().await,
         Command::Trim => volume.trim(offset, len, request.fua).await,
@@ -122,7 +135,7 @@ pub(crate) async fn answer(export: &Export, session: &Session, outbox: &Outbox, 
     };
     match result {
         Ok(()) => outbox.push(|out| reply::success(out, session, request.cookie)),
-        Err(error) => push_error(session, outbox, request.cookie, &error),
+        Err(error) => push_error(serving, request.cookie, &error),
     }
 }
 
@@ -146,23 +159,55 @@ async fn zero_allocated(
     Ok(())
 }
 
+/// A read that is made piece by piece.
+struct Pieces<'a> {
+    serving: Serving<'a>,
+    at: u64,
+    end: u64,
+}
+
+impl<'a> Pieces<'a> {
+    fn new(serving: Serving<'a>, request: &Request) -> Self {
+        Self {
+            serving,
+            at: request.offset,
+            end: request.offset + u64::from(request.length),
+        }
+    }
+
+    /// The next piece, made once the client has taken enough of what came before; `None` after the last, or if nobody is
+    /// there to take it.
+    async fn next(&mut self) -> Option<Result<ReadData, VolumeError>> {
+        self.serving.outbox.room().await;
+        if self.is_last() || self.serving.outbox.is_broken() {
+            return None;
+        }
+        let from = self.at;
+        self.at = self.end.min((from / READ_PIECE + 1) * READ_PIECE);
+        let len = usize::try_from(self.at - from).unwrap_or(usize::MAX);
+        Some(self.serving.export.volume.read(from, len).await)
+    }
+
+    /// Whether the piece that [`Self::next`] gave was the last.
+    fn is_last(&self) -> bool {
+        self.at == self.end
+    }
+}
+
 /// A READ that may be answered in chunks: each piece leaves when it is there, holes as holes.
-async fn read_split(export: &Export, session: &Session, outbox: &Outbox, request: Request) {
-    let end = request.offset + u64::from(request.length);
-    let mut at = request.offset;
-    while at < end {
-        let next = end.min((at / READ_PIECE + 1) * READ_PIECE);
-        if at != request.offset {
-            outbox.room().await;
+async fn read_split(serving: Serving<'_>, request: Request) {
+    let mut pieces = Pieces::new(serving, &request);
+    loop {
+        let at = pieces.at;
+        match pieces.next().await {
+            Some(Ok(data)) => {
+                let data = Rc::new(data);
+                push_chunks(serving.outbox, request.cookie, at, &data, pieces.is_last());
+            }
+            Some(Err(error)) => return push_error(serving, request.cookie, &error),
+            None => return,
         }
-        if outbox.is_broken() {
-            return; // nobody is there to take the rest
-        }
-        match read(&export.volume, at, next).await {
-            Ok(data) => push_chunks(outbox, request.cookie, at, &Rc::new(data), next == end),
-            Err(error) => return push_error(session, outbox, request.cookie, &error),
-        }
-        at = next;
+        serving.outbox.send_some();
     }
 }
 
@@ -198,45 +243,51 @@ fn push_data(
 }
 
 /// A READ that is answered in one: nothing is pushed before everything is there.
-async fn read_whole(export: &Export, session: &Session, outbox: &Outbox, request: Request) {
-    let end = request.offset + u64::from(request.length);
-    let mut pieces = Vec::new();
-    let mut at = request.offset;
-    while at < end {
-        let next = end.min((at / READ_PIECE + 1) * READ_PIECE);
-        match read(&export.volume, at, next).await {
-            Ok(data) => pieces.push(Rc::new(data)),
-            Err(error) => return push_error(session, outbox, request.cookie, &error),
+async fn read_whole(serving: Serving<'_>, request: Request) {
+    let Serving {
+        session, outbox, ..
+    } = serving;
+    let mut pieces = Pieces::new(serving, &request);
+    // Room for one, as most reads need.
+    let (mut first, mut rest) = (None, Vec::new());
+    while let Some(piece) = pieces.next().await {
+        match piece {
+            Ok(data) if first.is_none() => first = Some(Rc::new(data)),
+            Ok(data) => rest.push(Rc::new(data)),
+            Err(error) => return push_error(serving, request.cookie, &error),
         }
-        at = next;
     }
+    if !pieces.is_last() {
+        return;
+    }
+    let all = || first.iter().chain(&rest);
     let (cookie, offset) = (request.cookie, request.offset);
-    let hole = pieces.iter().all(|data| data.bytes().is_none());
-    if session.structured && hole {
+    if session.structured && all().all(|data| data.bytes().is_none()) {
         outbox.push(|out| reply::offset_hole(out, cookie, offset, request.length, true));
         return;
     }
     outbox.push(|out| read_header(out, session, &request));
-    for data in pieces {
+    for data in all() {
         if data.bytes().is_some() {
-            outbox.push_read(&data, 0..data.len());
+            outbox.push_read(data, 0..data.len());
         } else {
-            outbox.push(|out| out.resize(out.len() + data.len(), 0));
+            outbox.push_zeros(data.len());
         }
     }
 }
 
 /// The same for a long READ, in bounded memory: once its header is pushed there is no way back.
-async fn read_streamed(export: &Export, session: &Session, outbox: &Outbox, request: Request) {
-    let end = request.offset + u64::from(request.length);
-    let mut at = request.offset;
+async fn read_streamed(serving: Serving<'_>, request: Request) {
+    let Serving {
+        session, outbox, ..
+    } = serving;
+    let mut pieces = Pieces::new(serving, &request);
     let mut streamed = None;
-    while at < end && !outbox.is_broken() {
-        let next = end.min((at / READ_PIECE + 1) * READ_PIECE);
-        let data = match read(&export.volume, at, next).await {
+    while let Some(piece) = pieces.next().await {
+        let data = match piece {
             Ok(data) => Rc::new(data),
             Err(error) if streamed.is_none() => {
-                return push_error(session, outbox, request.cookie, &error);
+                return push_error(serving, request.cookie, &error);
             }
             Err(error) => {
                 tracing::error!(%error, "a read failed after its reply had begun: connection closed");
@@ -254,10 +305,9 @@ async fn read_streamed(export: &Export, session: &Session, outbox: &Outbox, requ
         if data.bytes().is_some() {
             reply.push_read(&data, 0..data.len());
         } else {
-            reply.push(|out| out.resize(out.len() + data.len(), 0));
+            reply.push_zeros(data.len());
         }
-        outbox.room().await;
-        at = next;
+        outbox.send_some();
     }
 }
 
@@ -270,13 +320,13 @@ fn read_header(out: &mut Vec<u8>, session: &Session, request: &Request) {
     }
 }
 
-async fn read<S: Store>(volume: &Volume<S>, from: u64, to: u64) -> Result<ReadData, VolumeError> {
-    volume
-        .read(from, usize::try_from(to - from).unwrap_or(usize::MAX))
-        .await
-}
-
-async fn block_status(export: &Export, session: &Session, outbox: &Outbox, request: Request) {
+async fn block_status(serving: Serving<'_>, request: Request) {
+    let Serving {
+        export,
+        session,
+        outbox,
+        ..
+    } = serving;
     let (offset, len) = (request.offset, u64::from(request.length));
     let mut extents = Extents::default();
     extents.start(&request);
@@ -301,13 +351,21 @@ async fn block_status(export: &Export, session: &Session, outbox: &Outbox, reque
                 reply::block_status(out, request.cookie, context, extents.as_slice());
             });
         }
-        Err(error) => push_error(session, outbox, request.cookie, &error),
+        Err(error) => push_error(serving, request.cookie, &error),
     }
 }
 
-fn push_error(session: &Session, outbox: &Outbox, cookie: u64, error: &VolumeError) {
+fn push_error(serving: Serving<'_>, cookie: u64, error: &VolumeError) {
     let failure = Failure::of(error);
-    outbox.push(|out| reply::error(out, session, cookie, failure.errno, &failure.message));
+    serving.outbox.push(|out| {
+        reply::error(
+            out,
+            serving.session,
+            cookie,
+            failure.errno,
+            &failure.message,
+        );
+    });
 }
 
 /// A length within one request, whose own is 32 bits.

@@ -7,22 +7,21 @@
 //! Always: "drain" waits until no request is in flight and every reply is sent or can't be.
 
 use std::cell::Cell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use sealvol_nbd::Transmission;
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
-use super::handshake;
-use super::memory::{Held, Memory};
+use super::memory::Held;
 use super::outbox::Outbox;
-use super::requests;
 use super::socket::{Socket, Stream};
-use crate::exports::{Connected, Export, Exports, Peer};
+use super::{Share, handshake, requests};
+use crate::export::Serving;
+use crate::exports::{Connected, Export, Peer};
 
 /// Requests of one connection in flight at once.
 const REQUESTS_MAX: usize = 256;
@@ -31,15 +30,18 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// A connection to be served.
 pub(super) struct Connection {
-    pub(super) exports: Arc<Exports>,
+    pub(super) share: Share,
     pub(super) peer: Peer,
-    pub(super) stop: watch::Receiver<bool>,
-    pub(super) memory: Arc<Memory>,
 }
 
 impl Connection {
     /// Serves it to its end. The handshake ends early if the other end of `shaking` is dropped.
-    pub(super) async fn run(mut self, socket: Socket, shaking: oneshot::Receiver<()>) {
+    pub(super) async fn run(self, socket: Socket, shaking: oneshot::Receiver<()>) {
+        let Share {
+            exports,
+            mut stop,
+            memory,
+        } = self.share;
         let stream = match Stream::new(socket) {
             Ok(stream) => stream,
             Err(error) => {
@@ -48,8 +50,8 @@ impl Connection {
             }
         };
         let shaken = tokio::select! {
-            shaken = handshake::run(&stream, &self.exports, &self.peer) => shaken,
-            _ = self.stop.wait_for(|stop| *stop) => return,
+            shaken = handshake::run(&stream, &exports, &self.peer) => shaken,
+            _ = stop.wait_for(|stop| *stop) => return,
             _ = shaking => {
                 tracing::warn!(peer = %self.peer.description, "too many handshakes at once: the oldest was closed");
                 return;
@@ -67,7 +69,7 @@ impl Connection {
         let Some(guard) = Export::connect(&agreed.export) else {
             return;
         };
-        let Some(held) = Held::new(self.memory) else {
+        let Some(held) = Held::new(memory) else {
             tracing::warn!(peer = %self.peer.description, "too many connections: this one was closed");
             return;
         };
@@ -76,12 +78,12 @@ impl Connection {
         let writer = tokio::task::spawn_local({
             let client = Rc::clone(&client);
             async move {
-                if client.outbox.run(&client.stream).await.is_err() {
+                if client.outbox.run().await.is_err() {
                     client.outbox.give_up();
                 }
             }
         });
-        requests::serve(&client, agreed.leftover, self.stop).await;
+        requests::serve(&client, agreed.leftover, stop).await;
         client.drain().await;
         client.outbox.give_up();
         // It may be waiting for a client that reads nothing.
@@ -92,7 +94,7 @@ impl Connection {
 
 /// What the reader, the writer and the requests of one connection share.
 pub(super) struct Client {
-    pub(super) stream: Stream,
+    pub(super) stream: Rc<Stream>,
     pub(super) outbox: Outbox,
     pub(super) gate: Transmission,
     connected: Connected,
@@ -103,10 +105,10 @@ pub(super) struct Client {
 
 impl Client {
     fn new(stream: Stream, connected: Connected, gate: Transmission, held: Held) -> Self {
-        let held = Rc::new(held);
+        let (stream, held) = (Rc::new(stream), Rc::new(held));
         Self {
+            outbox: Outbox::new(Rc::clone(&stream), Rc::clone(&held)),
             stream,
-            outbox: Outbox::new(Rc::clone(&held)),
             gate,
             connected,
             requests: Cell::new(0),
@@ -117,6 +119,15 @@ impl Client {
 
     pub(super) fn export(&self) -> &Export {
         self.connected.export()
+    }
+
+    /// For whom and with what a request is answered.
+    pub(super) fn serving(&self) -> Serving<'_> {
+        Serving {
+            export: self.export(),
+            session: self.gate.session(),
+            outbox: &self.outbox,
+        }
     }
 
     /// Whether no more requests are to be begun for now.
@@ -151,8 +162,13 @@ impl Client {
         self.held.add(bytes);
         let client = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            work.await;
-            sealvol_crypto::clear_residue();
+            poll_fn(|context| {
+                let polled = work.as_mut().poll(context);
+                // The worker may sleep next.
+                sealvol_crypto::clear_residue();
+                polled
+            })
+            .await;
             client.requests.set(client.requests.get() - 1);
             client.held.sub(bytes);
             client.ended.notify_waiters();

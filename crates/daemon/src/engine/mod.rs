@@ -8,7 +8,7 @@
 //! | a connection from its first byte to its last | `connection.rs` |
 //! | handshake | `handshake.rs` |
 //! | requests in: one receive, many requests | `requests.rs` |
-//! | replies out: one send, many replies | `outbox.rs` |
+//! | replies out: one send, many replies | `outbox.rs`, over the bytes in `queue.rs` |
 //! | how much memory connections hold | `memory.rs` |
 //! | completions of the disks | `ring.rs` |
 //!
@@ -20,6 +20,7 @@ mod connection;
 mod handshake;
 mod memory;
 mod outbox;
+mod queue;
 mod requests;
 mod ring;
 mod socket;
@@ -63,15 +64,12 @@ impl Engine {
     /// If a thread or its runtime can't be made.
     pub fn start(workers: usize, exports: &Arc<Exports>) -> io::Result<Self> {
         let (stop, _) = watch::channel(false);
-        let memory = Arc::new(Memory::default());
-        let start = |number| {
-            start_worker(
-                number,
-                Arc::clone(exports),
-                stop.subscribe(),
-                Arc::clone(&memory),
-            )
+        let share = Share {
+            exports: Arc::clone(exports),
+            stop: stop.subscribe(),
+            memory: Arc::default(),
         };
+        let start = |number| start_worker(number, share.clone());
         let workers = (0..workers.max(1)).map(start).collect::<io::Result<_>>()?;
         Ok(Self {
             workers,
@@ -91,13 +89,10 @@ impl Engine {
     /// Answers everything outstanding on every connection, closes them, ends the workers.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
-        for worker in self.workers.drain(..) {
-            let Worker {
-                connections,
-                thread,
-            } = worker;
-            drop(connections);
-            let Some(thread) = thread else { continue };
+        // All are told before any is waited for: they drain at the same time.
+        let close = |worker: Worker| worker.thread;
+        let threads: Vec<_> = self.workers.drain(..).filter_map(close).collect();
+        for thread in threads {
             let joined = tokio::task::spawn_blocking(move || thread.join()).await;
             if !matches!(joined, Ok(Ok(()))) {
                 tracing::error!("a worker thread panicked");
@@ -106,26 +101,27 @@ impl Engine {
     }
 }
 
-fn start_worker(
-    number: usize,
+/// What every connection of a worker gets.
+#[derive(Clone)]
+struct Share {
     exports: Arc<Exports>,
     stop: watch::Receiver<bool>,
     memory: Arc<Memory>,
-) -> io::Result<Worker> {
+}
+
+fn start_worker(number: usize, share: Share) -> io::Result<Worker> {
     let (connections, incoming) = mpsc::unbounded_channel();
-    let runtime = ring::turn_before_sleep(&mut tokio::runtime::Builder::new_current_thread())
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
+        .on_thread_park(ring::turn_before_sleep)
         .build()?;
     let thread = std::thread::Builder::new()
         .name(format!("worker-{number}"))
         .spawn(move || {
             let tasks = tokio::task::LocalSet::new();
             let watch = ring::Watch::start(&runtime);
-            tasks.block_on(
-                &runtime,
-                watch.during(work(incoming, exports, stop, memory)),
-            );
+            tasks.block_on(&runtime, watch.during(work(incoming, share)));
             // Connections that still drain.
             runtime.block_on(watch.during(tasks));
         })?;
@@ -135,12 +131,7 @@ fn start_worker(
     })
 }
 
-async fn work(
-    mut incoming: mpsc::UnboundedReceiver<(Socket, Peer)>,
-    exports: Arc<Exports>,
-    stop: watch::Receiver<bool>,
-    memory: Arc<Memory>,
-) {
+async fn work(mut incoming: mpsc::UnboundedReceiver<(Socket, Peer)>, share: Share) {
     let mut handshakes: VecDeque<oneshot::Sender<()>> = VecDeque::new();
     while let Some((socket, peer)) = incoming.recv().await {
         handshakes.retain(|handshake| !handshake.is_closed());
@@ -150,10 +141,8 @@ async fn work(
         let (handshake, shaking) = oneshot::channel();
         handshakes.push_back(handshake);
         let connection = Connection {
-            exports: Arc::clone(&exports),
+            share: share.clone(),
             peer,
-            stop: stop.clone(),
-            memory: Arc::clone(&memory),
         };
         tokio::task::spawn_local(connection.run(socket, shaking));
     }

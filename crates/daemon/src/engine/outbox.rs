@@ -2,11 +2,12 @@
 //!
 //! Always: bytes leave in the order in which they were pushed; a reply is pushed whole, in one step, or streamed, and
 //! then whatever else is pushed meanwhile waits behind it: replies never interleave. What waits is counted, and
-//! whoever pushes more than a little waits for room first.
+//! whoever pushes more than a little waits for room first. A send goes out as soon as a few replies wait for it, not
+//! only at the end of a batch: so the client works on the first of them while the rest are made, and read data leaves
+//! while it is in the cache of this core.
 //! Never: a copy of read data: it goes from the buffer it was decrypted in to the socket.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::rc::Rc;
@@ -15,38 +16,30 @@ use sealvol_volume::ReadData;
 use tokio::sync::{Mutex, MutexGuard, Notify};
 
 use super::memory::Held;
+use super::queue::Queue;
 use super::socket::Stream;
 
-/// Buffers in one send: what the kernel takes at once (`UIO_MAXIOV` is 1024).
-const PARTS_MAX: usize = 256;
-
-/// A piece of what is to be sent.
-enum Part {
-    Bytes(Vec<u8>),
-    Read(Rc<ReadData>, Range<usize>),
-}
-
-impl Part {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Bytes(bytes) => bytes,
-            // A part is made only of a range that holds data.
-            Self::Read(data, range) => data.bytes().map_or(&[], |bytes| &bytes[range.clone()]),
-        }
-    }
-}
+/// Buffers in one send (the kernel takes 1024 at most, `UIO_MAXIOV`).
+const PARTS_MAX: usize = 64;
+/// So many replies that wait, or
+const SEND_REPLIES: usize = 16;
+/// so many bytes are sent without waiting for the rest of their batch.
+const SEND_BYTES: usize = 64 * 1024;
+/// While more than this waits for the client, no more read data is made.
+const AHEAD_MAX: usize = 256 * 1024;
 
 /// The replies of one connection that were not sent yet.
 pub(crate) struct Outbox {
-    parts: RefCell<VecDeque<Part>>,
+    stream: Rc<Stream>,
+    queue: RefCell<Queue>,
     /// Replies that wait for the end of a streamed one.
-    behind: RefCell<VecDeque<Part>>,
+    behind: RefCell<Queue>,
     streaming: Cell<bool>,
     turn: Mutex<()>,
-    /// Bytes of the first part that were sent.
-    sent: Cell<usize>,
-    /// Bytes in `parts` that were not sent.
-    waiting: Cell<usize>,
+    /// Pushed since the last send.
+    replies: Cell<usize>,
+    /// The socket takes no more: it is up to the writer, who waits for it.
+    blocked: Cell<bool>,
     held: Rc<Held>,
     filled: Notify,
     emptied: Notify,
@@ -55,14 +48,15 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn new(held: Rc<Held>) -> Self {
+    pub(super) fn new(stream: Rc<Stream>, held: Rc<Held>) -> Self {
         Self {
-            parts: RefCell::default(),
+            stream,
+            queue: RefCell::default(),
             behind: RefCell::default(),
             streaming: Cell::new(false),
             turn: Mutex::new(()),
-            sent: Cell::new(0),
-            waiting: Cell::new(0),
+            replies: Cell::new(0),
+            blocked: Cell::new(false),
             held,
             filled: Notify::new(),
             emptied: Notify::new(),
@@ -73,13 +67,20 @@ impl Outbox {
 
     /// Appends small bytes made by `encode` to what is waiting.
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) {
-        let streaming = self.streaming.get();
-        self.push_bytes(streaming, encode);
+        self.append(self.streaming.get(), |queue| {
+            queue.push(encode);
+        });
+        self.replies.set(self.replies.get() + 1);
     }
 
     /// Appends a range of what was read.
     pub(crate) fn push_read(&self, data: &Rc<ReadData>, range: Range<usize>) {
-        self.push_part(self.streaming.get(), Part::Read(Rc::clone(data), range));
+        self.append(self.streaming.get(), |queue| queue.push_read(data, range));
+    }
+
+    /// Appends zeros.
+    pub(crate) fn push_zeros(&self, len: usize) {
+        self.append(self.streaming.get(), |queue| queue.push_zeros(len));
     }
 
     /// Begins a reply that is pushed bit by bit, as room comes; whatever others push meanwhile waits behind it.
@@ -92,12 +93,26 @@ impl Outbox {
         }
     }
 
-    /// Waits until there is room for more.
+    /// Sends what was pushed if it is worth a send. Call it between replies.
+    pub(crate) fn send_some(&self) {
+        let enough = self.replies.get() >= SEND_REPLIES || self.waiting() >= SEND_BYTES;
+        if enough && !self.blocked.get() {
+            // If it can't be sent now, or never, the writer learns the same.
+            let _ = self.send();
+        }
+    }
+
+    /// Waits until the client has taken enough for more to be made.
     pub(crate) async fn room(&self) {
-        while self.waiting.get() > 0 && self.held.is_full() && !self.broken.get() {
+        while self.is_ahead() && !self.broken.get() {
             self.filled.notify_one();
             self.emptied.notified().await;
         }
+    }
+
+    fn is_ahead(&self) -> bool {
+        let waiting = self.waiting();
+        waiting > AHEAD_MAX || waiting > 0 && self.held.is_full()
     }
 
     /// Says that what was pushed can go out, if nobody is about to send anyway.
@@ -107,7 +122,7 @@ impl Outbox {
 
     /// Whether there is something that the client has not taken yet.
     pub(super) fn is_waiting(&self) -> bool {
-        self.waiting.get() > 0
+        self.waiting() > 0
     }
 
     /// Whether nothing more can be sent, so that there is nobody to read for.
@@ -129,44 +144,48 @@ impl Outbox {
 
     /// Waits until everything is sent, or can't be.
     pub(super) async fn sent(&self) {
-        while self.waiting.get() > 0 && !self.broken.get() {
+        while self.waiting() > 0 && !self.broken.get() {
             self.filled.notify_one();
             self.emptied.notified().await;
         }
     }
 
     /// Sends as much as the socket takes now; whether that was all.
-    pub(super) fn send(&self, stream: &Stream) -> io::Result<bool> {
-        while self.waiting.get() > 0 {
+    pub(super) fn send(&self) -> io::Result<bool> {
+        self.replies.set(0);
+        while self.waiting() > 0 {
             let written = {
-                let parts = self.parts.borrow();
+                let queue = self.queue.borrow();
                 let mut slices = [IoSlice::new(&[]); PARTS_MAX];
-                let mut count = 0;
-                for (slice, part) in slices.iter_mut().zip(parts.iter()) {
-                    let skip = if count == 0 { self.sent.get() } else { 0 };
-                    *slice = IoSlice::new(&part.bytes()[skip..]);
-                    count += 1;
-                }
-                stream.try_write(&slices[..count])
+                let count = queue.slices(&mut slices);
+                self.stream.try_write(&slices[..count])
             };
             match written {
-                Ok(len) => self.advance(len),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Ok(len) => {
+                    self.queue.borrow_mut().advance(len);
+                    self.held.sub(len);
+                    self.emptied.notify_waiters();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.blocked.set(true);
+                    return Ok(false);
+                }
                 Err(error) => {
                     self.give_up();
                     return Err(error);
                 }
             }
         }
+        self.blocked.set(false);
         Ok(true)
     }
 
     /// The writer of a connection: sends whatever could not be sent at once. Ends with the connection.
-    pub(super) async fn run(&self, stream: &Stream) -> io::Result<()> {
+    pub(super) async fn run(&self) -> io::Result<()> {
         loop {
-            while self.waiting.get() > 0 {
-                stream.writable().await?;
-                self.send(stream)?;
+            while self.waiting() > 0 {
+                self.stream.writable().await?;
+                self.send()?;
             }
             if self.broken.get() {
                 return Ok(());
@@ -178,66 +197,26 @@ impl Outbox {
     /// Nothing more can be sent: what waits is dropped, what is pushed from now on too, and whoever waits goes on.
     pub(crate) fn give_up(&self) {
         self.broken.set(true);
-        for queue in [&self.parts, &self.behind] {
-            for part in queue.borrow_mut().drain(..) {
-                self.held.sub(part.bytes().len());
-            }
+        for queue in [&self.queue, &self.behind] {
+            self.held.sub(queue.borrow_mut().clear());
         }
-        self.waiting.set(0);
-        self.sent.set(0);
         self.emptied.notify_waiters();
         self.filled.notify_one();
         self.broke.notify_one();
     }
 
-    fn push_bytes(&self, behind: bool, encode: impl FnOnce(&mut Vec<u8>)) {
+    fn waiting(&self) -> usize {
+        self.queue.borrow().waiting()
+    }
+
+    fn append(&self, behind: bool, push: impl FnOnce(&mut Queue)) {
         if self.broken.get() {
             return;
         }
-        let queue = if behind { &self.behind } else { &self.parts };
-        let mut parts = queue.borrow_mut();
-        if !matches!(parts.back(), Some(Part::Bytes(_))) {
-            parts.push_back(Part::Bytes(Vec::with_capacity(512)));
-        }
-        let Some(Part::Bytes(bytes)) = parts.back_mut() else {
-            return;
-        };
-        let before = bytes.len();
-        encode(bytes);
-        self.count(behind, bytes.len() - before);
-    }
-
-    fn push_part(&self, behind: bool, part: Part) {
-        if self.broken.get() {
-            return;
-        }
-        self.count(behind, part.bytes().len());
-        let queue = if behind { &self.behind } else { &self.parts };
-        queue.borrow_mut().push_back(part);
-    }
-
-    fn count(&self, behind: bool, bytes: usize) {
-        self.held.add(bytes);
-        if !behind {
-            self.waiting.set(self.waiting.get() + bytes);
-        }
-    }
-
-    fn advance(&self, len: usize) {
-        self.waiting.set(self.waiting.get() - len);
-        let mut parts = self.parts.borrow_mut();
-        let mut sent = self.sent.get() + len;
-        while let Some(first) = parts.front() {
-            let whole = first.bytes().len();
-            if sent < whole {
-                break;
-            }
-            sent -= whole;
-            self.held.sub(whole);
-            parts.pop_front();
-        }
-        self.sent.set(sent);
-        self.emptied.notify_waiters();
+        let mut queue = if behind { &self.behind } else { &self.queue }.borrow_mut();
+        let before = queue.waiting();
+        push(&mut queue);
+        self.held.add(queue.waiting() - before);
     }
 }
 
@@ -250,23 +229,28 @@ pub(crate) struct Streamed<'a> {
 impl Streamed<'_> {
     /// As [`Outbox::push`].
     pub(crate) fn push(&self, encode: impl FnOnce(&mut Vec<u8>)) {
-        self.outbox.push_bytes(false, encode);
+        self.outbox.append(false, |queue| {
+            queue.push(encode);
+        });
     }
 
     /// As [`Outbox::push_read`].
     pub(crate) fn push_read(&self, data: &Rc<ReadData>, range: Range<usize>) {
-        let part = Part::Read(Rc::clone(data), range);
-        self.outbox.push_part(false, part);
+        self.outbox
+            .append(false, |queue| queue.push_read(data, range));
+    }
+
+    /// As [`Outbox::push_zeros`].
+    pub(crate) fn push_zeros(&self, len: usize) {
+        self.outbox.append(false, |queue| queue.push_zeros(len));
     }
 }
 
 impl Drop for Streamed<'_> {
     fn drop(&mut self) {
         self.outbox.streaming.set(false);
-        let behind = std::mem::take(&mut *self.outbox.behind.borrow_mut());
-        let bytes: usize = behind.iter().map(|part| part.bytes().len()).sum();
-        self.outbox.waiting.set(self.outbox.waiting.get() + bytes);
-        self.outbox.parts.borrow_mut().extend(behind);
+        let mut behind = self.outbox.behind.borrow_mut();
+        self.outbox.queue.borrow_mut().append(&mut behind);
         self.outbox.filled.notify_one();
     }
 }

@@ -30,7 +30,7 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
     let mut draining = client.export().draining();
     loop {
         let flow = intake.begin_requests(client);
-        let sent = client.outbox.send(&client.stream);
+        let sent = client.outbox.send();
         sealvol_crypto::clear_residue();
         match sent {
             Ok(true) => {}
@@ -169,6 +169,7 @@ impl Intake {
             if client.is_crowded() {
                 break Flow::Crowded;
             }
+            client.outbox.send_some();
             match &mut self.place {
                 Place::Dropping(left) => {
                     let dropped = bytes.len().min(*left);
@@ -254,7 +255,7 @@ fn begin_request(client: &Rc<Client>, bytes: &[u8]) -> Begun {
 fn begin_other(client: &Rc<Client>, request: Request) {
     let own = Rc::clone(client);
     client.begin(export::held_by(&request), async move {
-        export::answer(own.export(), own.gate.session(), &own.outbox, request).await;
+        export::answer(own.serving(), request).await;
     });
 }
 

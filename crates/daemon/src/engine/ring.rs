@@ -10,11 +10,11 @@ use std::io;
 use sealvol_store::ring::{Worker, turn};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Runtime;
 
-/// Has the runtime submit and reap each time its thread has nothing left to do.
-pub(super) fn turn_before_sleep(runtime: &mut Builder) -> &mut Builder {
-    runtime.on_thread_park(turn)
+/// Submits and reaps. Call it each time the thread has nothing left to do.
+pub(super) fn turn_before_sleep() {
+    turn();
 }
 
 /// This thread as a worker, until it is dropped.

@@ -4,12 +4,16 @@ use std::io::{self, IoSlice};
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
-use rustix::net::sockopt::{set_socket_keepalive, set_tcp_keepidle};
+use rustix::net::sockopt::{set_socket_keepalive, set_socket_send_buffer_size, set_tcp_keepidle};
 use tokio::io::Interest;
 use tokio::net::{TcpStream, UnixStream};
 
 /// A TCP peer that says nothing for so long is asked whether it is there.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// What the kernel may hold of replies on a Unix socket: two pieces of a long read (it gives at most `net.core.wmem_max`).
+/// A TCP socket finds its own size.
+const SEND_BUFFER: usize = 512 * 1024;
 
 /// An accepted connection that no runtime owns yet.
 pub enum Socket {
@@ -31,6 +35,8 @@ impl Stream {
         match socket {
             Socket::Unix(stream) => {
                 stream.set_nonblocking(true)?;
+                // Room for the next piece while the client takes the last one; asked for, not insisted on.
+                set_socket_send_buffer_size(&stream, SEND_BUFFER)?;
                 Ok(Self::Unix(UnixStream::from_std(stream)?))
             }
             Socket::Tcp(stream) => {
