@@ -115,6 +115,12 @@ pub(crate) enum Volume {
         #[arg(long)]
         size: Size,
     },
+    /// Limit how many requests and bytes a second a volume takes, attached or not
+    ///
+    /// What is over a limit waits, in the order of its connections; nothing is refused. A request of
+    /// up to 256 KiB counts as one, a larger one as one for each 256 KiB; FLUSH is not counted. The
+    /// limits hold for all connections together, from now on and after every later attach.
+    Limit(Limit),
     /// Bring a volume's content into one layer, while it is attached
     Flatten {
         /// Its name
@@ -139,6 +145,54 @@ pub(crate) enum Volume {
         /// Its name; it must be attached
         name: VolumeName,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Limit {
+    /// Its name
+    pub(crate) name: VolumeName,
+    #[command(flatten)]
+    pub(crate) rates: Rates,
+}
+
+/// What is not named stays as it is.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub(crate) struct Rates {
+    /// Requests a second, or none
+    #[arg(long, value_name = "N|none", value_parser = iops)]
+    pub(crate) iops: Option<u64>,
+    /// Bytes a second, such as 200M, or none
+    #[arg(long, value_name = "RATE|none", value_parser = bandwidth)]
+    pub(crate) bandwidth: Option<u64>,
+    /// So many seconds' worth is saved up while less is used, and may be used at once [default: 1]
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) burst: Option<u32>,
+}
+
+/// Requests a second; 0 stands for none.
+fn iops(text: &str) -> Result<u64, String> {
+    rate(text, |text| {
+        text.parse().map_err(|_| "it is no number".to_owned())
+    })
+}
+
+/// Bytes a second; 0 stands for none.
+fn bandwidth(text: &str) -> Result<u64, String> {
+    rate(text, |text| {
+        let size = text.parse::<Size>().map_err(|error| error.to_string())?;
+        Ok(size.bytes())
+    })
+}
+
+fn rate(text: &str, number: impl FnOnce(&str) -> Result<u64, String>) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    match number(text)? {
+        0 => Err("with 0 nothing would ever pass; say none for no limit".to_owned()),
+        rate => Ok(rate),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -262,6 +316,25 @@ mod tests {
         ] {
             let error = parse(wrong).expect_err(wrong);
             assert_eq!(error.exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_rate_or_none_and_one_has_to_be_named() {
+        let limit = |line: &str| match parse(&format!("sealvol volume limit v {line}")) {
+            Ok(Cli {
+                noun: Noun::Volume(Volume::Limit(limit)),
+                ..
+            }) => Some((limit.rates.iops, limit.rates.bandwidth, limit.rates.burst)),
+            _ => None,
+        };
+        assert_eq!(
+            limit("--iops 3000 --bandwidth 125M --burst 60"),
+            Some((Some(3000), Some(125 << 20), Some(60)))
+        );
+        assert_eq!(limit("--iops none"), Some((Some(0), None, None)));
+        for wrong in ["", "--iops 0", "--bandwidth 0", "--iops -1", "--burst none"] {
+            assert_eq!(limit(wrong), None, "{wrong}");
         }
     }
 

@@ -51,6 +51,7 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
         ),
         ("backing", volume.backing.display().to_string()),
     ];
+    pairs.extend(volume.limits.iter().map(|l| ("limits", limits(l))));
     if let Some(attachment) = &volume.attachment {
         pairs.extend([
             ("uri", attachment.uri.clone()),
@@ -84,6 +85,21 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
         pairs.push(("layer", text));
     }
     fields(&pairs)
+}
+
+pub(crate) fn limited(volume: &api::Volume) -> String {
+    let name = &volume.name;
+    match &volume.limits {
+        None => format!("Volume {name} has no limits\n"),
+        Some(found) => format!("Volume {name} is limited to {}\n", limits(found)),
+    }
+}
+
+fn limits(limits: &api::Limits) -> String {
+    let iops = limits.iops.map(|iops| format!("{iops} IOPS"));
+    let bandwidth = limits.bandwidth.map(|rate| format!("{}/s", Size(rate)));
+    let both: Vec<_> = iops.into_iter().chain(bandwidth).collect();
+    format!("{}, burst {} s", both.join(", "), limits.burst_seconds)
 }
 
 pub(crate) fn created(volume: &api::Volume) -> String {

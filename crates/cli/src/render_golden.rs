@@ -16,6 +16,7 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
         key_id: "0d7c".into(),
         key_version: 1,
         backing: "/var/lib/sealvol/layers".into(),
+        limits: None,
         attachment: None,
         loss: None,
         attach_failure: None,
@@ -103,6 +104,18 @@ fn actions_say_what_they_did() {
         created(&volume),
         "Volume v created: 10G, key local:default version 1\n"
     );
+    assert_eq!(limited(&volume), "Volume v has no limits\n");
+    let limits = api::Limits {
+        iops: Some(3000),
+        bandwidth: Some(125 << 20),
+        burst_seconds: 60,
+    };
+    let slow = api::Volume {
+        limits: Some(limits),
+        ..volume.clone()
+    };
+    let said = "Volume v is limited to 3000 IOPS, 125M/s, burst 60 s\n";
+    assert_eq!(limited(&slow), said);
     assert_eq!(detached(&volume), "Volume v detached\n");
     assert_eq!(
         resized(&volume),

@@ -10,7 +10,7 @@ use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{Adopt, Attach, Cli, Create, Key, Noun, Volume};
+use crate::args::{Adopt, Attach, Cli, Create, Key, Limit, Noun, Volume};
 use crate::flatten::{self, Progress};
 use crate::render::{self, bench};
 
@@ -113,6 +113,17 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
             print.answer(
                 &client.resize_volume(&name, &request).await?,
                 render::resized,
+            )
+        }
+        Volume::Limit(Limit { name, rates }) => {
+            let request = api::LimitVolume {
+                iops: rates.iops,
+                bandwidth: rates.bandwidth,
+                burst_seconds: rates.burst,
+            };
+            print.answer(
+                &client.limit_volume(&name, &request).await?,
+                render::limited,
             )
         }
         Volume::Flatten { name, materialise } => {

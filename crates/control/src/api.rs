@@ -13,6 +13,7 @@
 //! | `POST /v1/volumes/NAME/attach`    | [`AttachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/detach`    | [`DetachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/resize`    | [`ResizeVolume`]  | [`Volume`]      | administer |
+//! | `POST /v1/volumes/NAME/limit`     | [`LimitVolume`]   | [`Volume`]      | administer |
 //! | `GET /v1/volumes/NAME/flatten`    |                   | [`FlattenPlan`] | administer |
 //! | `POST /v1/volumes/NAME/flatten`   | [`FlattenVolume`] | [`Flattened`]   | administer |
 //! | `POST /v1/volumes/NAME/adopt`     | [`AdoptVolume`]   | [`Adopted`]     | administer |
@@ -173,6 +174,34 @@ pub struct ResizeVolume {
     pub size: u64,
 }
 
+/// Ask for other limits on a volume, attached or not. What is absent stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitVolume {
+    /// Operations a second, each of up to 256 KiB; 0 for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes a second, at least 4096; 0 for no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// So many seconds' worth of the limits can be saved up and used at once; at most 86400.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst_seconds: Option<u32>,
+}
+
+/// The limits of a volume: what is over them waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Operations a second, each of up to 256 KiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iops: Option<u64>,
+    /// Bytes a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<u64>,
+    /// So many seconds' worth can be saved up and used at once.
+    pub burst_seconds: u32,
+}
+
 /// Ask to bring a volume's content into one layer. One call does a bounded part of it, so whoever
 /// asks can stop between two of them; the volume's map remembers how far it has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -309,6 +338,9 @@ pub struct Volume {
     pub key_version: u32,
     /// Directory or block device that holds the ciphertext.
     pub backing: PathBuf,
+    /// Present if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
     /// Present while it is attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Attachment>,

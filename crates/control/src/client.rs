@@ -181,6 +181,16 @@ impl Client {
             .await
     }
 
+    /// Changes a volume's limits.
+    pub async fn limit_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::LimitVolume,
+    ) -> Result<api::Volume, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/limit"), request)
+            .await
+    }
+
     /// Deletes a volume.
     pub async fn delete_volume(
         &self,

@@ -15,6 +15,8 @@ use sealvol_store::FileStore;
 use sealvol_volume::Volume;
 use tokio::sync::{Notify, watch};
 
+use crate::limits::{Limiter, Limits};
+
 /// Whoever is at the other end of an NBD connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -34,6 +36,8 @@ pub struct Export {
     pub volume: Arc<Volume<FileStore>>,
     /// Writes are refused.
     pub read_only: bool,
+    /// How many requests and bytes a second.
+    pub(crate) limiter: Limiter,
     allow: Vec<u32>,
     /// One lock for both, so that a connection and a detach that meet see each other.
     occupancy: Mutex<Occupancy>,
@@ -48,7 +52,7 @@ struct Occupancy {
 }
 
 impl Export {
-    /// An export that the user ids of `allow` may open.
+    /// An export that the user ids of `allow` may open, without limits.
     pub fn new(
         name: String,
         description: String,
@@ -61,6 +65,7 @@ impl Export {
             description,
             volume,
             read_only,
+            limiter: Limiter::new(Limits::default()),
             allow,
             occupancy: Mutex::default(),
             draining: watch::Sender::new(false),

@@ -17,6 +17,7 @@
 //! | when a key is used, and its record | `keys.rs`, `audit.rs` |
 //! | what each command does | `operations/` |
 //! | how fast it is | `bench/` |
+//! | how fast it may be | `limits/` |
 //! | what a failure is called | `error.rs`, `control/reply.rs`, `export.rs` |
 //!
 //! It is wiring and policy: no format, protocol or cipher is here, and no key-service code is linked.
@@ -37,6 +38,7 @@ pub mod fuzzing;
 mod hardening;
 mod host;
 mod keys;
+mod limits;
 mod listeners;
 mod logging;
 mod operations;

@@ -31,6 +31,7 @@ enum Route {
     Attach(VolumeName),
     Detach(VolumeName),
     Resize(VolumeName),
+    Limit(VolumeName),
     Map(VolumeName, u64),
     FlattenPlan(VolumeName),
     Flatten(VolumeName),
@@ -56,6 +57,7 @@ impl Route {
             | Self::BenchVolume
             | Self::DeleteVolume(_)
             | Self::Resize(_)
+            | Self::Limit(_)
             | Self::Map(..)
             | Self::FlattenPlan(_)
             | Self::Flatten(_)
@@ -122,6 +124,7 @@ async fn carry_out(
                 .await?,
         ),
         Route::Resize(name) => json(&daemon.resize_volume(name, message(body)?).await?),
+        Route::Limit(name) => json(&daemon.limit_volume(name, message(body)?).await?),
         Route::Map(name, offset) => json(&daemon.map_volume(&name, offset).await?),
         Route::FlattenPlan(name) => json(&daemon.flatten_plan(&name).await?),
         Route::Flatten(name) => json(
@@ -164,6 +167,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["volumes", name, "attach"] if post => Route::Attach(name.parse()?),
         ["volumes", name, "detach"] if post => Route::Detach(name.parse()?),
         ["volumes", name, "resize"] if post => Route::Resize(name.parse()?),
+        ["volumes", name, "limit"] if post => Route::Limit(name.parse()?),
         ["volumes", name, "flatten"] if get => Route::FlattenPlan(name.parse()?),
         ["volumes", name, "flatten"] if post => Route::Flatten(name.parse()?),
         ["volumes", name, "adopt"] if post => Route::Adopt(name.parse()?),
@@ -311,6 +315,12 @@ mod tests {
                 Method::POST,
                 "/v1/volumes/v/resize".into(),
                 Route::Resize(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/limit".into(),
+                Route::Limit(v.clone()),
                 Some(Right::Administer),
             ),
             (

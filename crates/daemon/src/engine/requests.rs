@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::sync::watch;
 
 use super::connection::Client;
 use crate::export::{self, Failure};
+use crate::limits::Cost;
 
 /// The receive buffer: what one receive brings at most.
 const BUFFER: usize = 256 * 1024;
@@ -56,6 +58,13 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
                 }
             }
         }
+        if let Flow::Limited(cost) = flow {
+            if !turn_came(client, cost, &mut stop, &mut draining).await {
+                return;
+            }
+            intake.paid = true;
+            continue;
+        }
         intake.make_room();
         tokio::select! {
             biased;
@@ -75,11 +84,38 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
     }
 }
 
+/// Waits until the volume's limits let the next request go; false if the connection is to end before.
+async fn turn_came(
+    client: &Client,
+    cost: Cost,
+    stop: &mut watch::Receiver<bool>,
+    draining: &mut watch::Receiver<bool>,
+) -> bool {
+    // One wait for all looks, so that it keeps its place in the queue.
+    let mut turn = pin!(client.export().limiter.pass(cost));
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return false,
+            _ = draining.wait_for(|draining| *draining) => return false,
+            () = client.outbox.broke() => return false,
+            () = &mut turn => return true,
+            () = tokio::time::sleep(LOOK_AGAIN) => {
+                if client.stream.is_hung_up().await {
+                    return false;
+                }
+            }
+        }
+    }
+}
+
 enum Flow {
     /// More bytes are needed.
     More,
     /// More requests are there, but enough are in flight.
     Crowded,
+    /// The next request has to wait for the volume's limits.
+    Limited(Cost),
     Close,
 }
 
@@ -89,6 +125,8 @@ struct Intake {
     start: usize,
     end: usize,
     place: Place,
+    /// The next request has waited for the volume's limits already.
+    paid: bool,
 }
 
 /// What the next byte of the stream is.
@@ -123,6 +161,7 @@ impl Intake {
             start: 0,
             end: 0,
             place: Place::Header,
+            paid: false,
         };
         if !leftover.is_empty() {
             let mut buf = IoBuf::for_overwrite(BUFFER.max(leftover.len()));
@@ -189,9 +228,10 @@ impl Intake {
                         break Flow::More;
                     }
                 }
-                Place::Header => match begin_request(client, bytes) {
+                Place::Header => match begin_request(client, bytes, &mut self.paid) {
                     Begun::NeedMore => break Flow::More,
                     Begun::Close => break Flow::Close,
+                    Begun::Limited(cost) => break Flow::Limited(cost),
                     Begun::Next(place) => {
                         self.start += wire::REQUEST_HEADER_LEN;
                         self.place = place;
@@ -207,12 +247,21 @@ impl Intake {
 enum Begun {
     NeedMore,
     Close,
+    /// Nothing was taken: it is to wait.
+    Limited(Cost),
     Next(Place),
 }
 
-fn begin_request(client: &Rc<Client>, bytes: &[u8]) -> Begun {
+fn begin_request(client: &Rc<Client>, bytes: &[u8], paid: &mut bool) -> Begun {
     let session = client.gate.session();
-    match client.gate.parse(bytes) {
+    let parsed = client.gate.parse(bytes);
+    if let Parsed::Request(request) = &parsed
+        && !std::mem::take(paid)
+        && let Err(cost) = client.export().limiter.try_pass(|| Cost::of(request))
+    {
+        return Begun::Limited(cost);
+    }
+    match parsed {
         Parsed::NeedMore => Begun::NeedMore,
         Parsed::Disconnect => Begun::Close,
         Parsed::Fatal(error) => {

@@ -305,13 +305,9 @@ impl Daemon {
         let Attached {
             read_only, allow, ..
         } = attached;
-        self.exports.insert(Arc::new(Export::new(
-            name,
-            description,
-            volume,
-            read_only,
-            allow,
-        )));
+        let export = Export::new(name, description, volume, read_only, allow);
+        export.limiter.set(row.limits);
+        self.exports.insert(Arc::new(export));
     }
 }
 

@@ -11,6 +11,7 @@ mod delete;
 mod detach;
 mod flatten;
 mod keys;
+mod limit;
 mod recover;
 mod resize;
 mod show;

@@ -12,6 +12,7 @@ use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
+use crate::limits::Limits;
 use crate::registry::{Backing, LayerRow, RowState, VolumeRow};
 
 impl Daemon {
@@ -159,6 +160,7 @@ impl Daemon {
                 Backing::State => self.state.layers(),
                 Backing::Directory(path) | Backing::Device(path) => path,
             },
+            limits: limits(row.limits),
             attachment,
             loss: row.loss,
             attach_failure: self.failures.of(row.name.as_str()),
@@ -180,6 +182,19 @@ impl Daemon {
             access: export.volume.access_path().to_owned(),
         }
     }
+}
+
+fn limits(limits: Limits) -> Option<api::Limits> {
+    let Limits {
+        iops,
+        bandwidth,
+        burst_seconds,
+    } = limits;
+    (iops.is_some() || bandwidth.is_some()).then_some(api::Limits {
+        iops,
+        bandwidth,
+        burst_seconds,
+    })
 }
 
 fn layer(row: &LayerRow) -> api::Layer {

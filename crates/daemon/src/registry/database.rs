@@ -10,6 +10,7 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::rows::{self, Attached, Backing, LayerRow, VolumeRow, WrappedBy, signed};
 use super::{RegistryError, schema};
+use crate::limits::Limits;
 use crate::working_state::BootId;
 
 type Result<T> = std::result::Result<T, RegistryError>;
@@ -196,6 +197,21 @@ impl Database {
         self.connection.execute(
             "UPDATE volumes SET size = max(size, ?2) WHERE id = ?1",
             params![volume.to_string(), signed(size)?],
+        )?;
+        Ok(())
+    }
+
+    /// The volume is to have these limits, attached or not.
+    pub(crate) fn set_limits(&mut self, volume: VolumeId, limits: Limits) -> Result<()> {
+        let rate = |rate: Option<u64>| rate.map(signed).transpose();
+        self.connection.execute(
+            "UPDATE volumes SET iops = ?2, bandwidth = ?3, burst_seconds = ?4 WHERE id = ?1",
+            params![
+                volume.to_string(),
+                rate(limits.iops)?,
+                rate(limits.bandwidth)?,
+                limits.burst_seconds
+            ],
         )?;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What the registry promises: order of states, monotony, and that it comes back as it was.
 
 use super::*;
+use crate::limits::Limits;
 use crate::registry::{Registry, RowState};
 
 fn new_volume(name: &str) -> NewVolume {
@@ -241,6 +242,9 @@ fn a_registry_of_version_1_is_taken_over() {
     connection
         .execute_batch(
             "UPDATE volumes SET attached = 1, read_only = 1, allow = '[7]', attached_by = 3;
+             ALTER TABLE volumes DROP COLUMN iops;
+             ALTER TABLE volumes DROP COLUMN bandwidth;
+             ALTER TABLE volumes DROP COLUMN burst_seconds;
              ALTER TABLE volumes DROP COLUMN direct;
              PRAGMA user_version = 1",
         )
@@ -259,6 +263,33 @@ fn a_registry_of_version_1_is_taken_over() {
     };
     fixture.database.set_attached(new.id, &direct).expect("set");
     assert_eq!(fixture.reopened().row(&new.name).attached, Some(direct));
+}
+
+#[test]
+fn a_registry_of_version_2_is_taken_over_without_limits() {
+    let (fixture, new) = Fixture::with_volume("v");
+    let connection = &fixture.database.connection;
+    connection
+        .execute_batch(
+            "ALTER TABLE volumes DROP COLUMN iops;
+             ALTER TABLE volumes DROP COLUMN bandwidth;
+             ALTER TABLE volumes DROP COLUMN burst_seconds;
+             PRAGMA user_version = 2",
+        )
+        .expect("as version 2 left it");
+    let mut fixture = fixture.reopened();
+    assert_eq!(fixture.row(&new.name).limits, Limits::default());
+    let limits = Limits {
+        iops: Some(3000),
+        bandwidth: Some(125 << 20),
+        burst_seconds: 0,
+    };
+    fixture.database.set_limits(new.id, limits).expect("set");
+    let mut fixture = fixture.reopened();
+    assert_eq!(fixture.row(&new.name).limits, limits);
+    let none = Limits::default();
+    fixture.database.set_limits(new.id, none).expect("set");
+    assert_eq!(fixture.row(&new.name).limits, none);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
+use crate::limits::Limits;
 use crate::working_state::BootId;
 
 /// How far a volume has come.
@@ -58,6 +59,8 @@ pub(crate) struct VolumeRow {
     pub top: LayerId,
     /// How it is attached, or is to be again after a restart.
     pub attached: Option<Attached>,
+    /// How many requests and bytes a second, attached or not.
+    pub limits: Limits,
     /// A failed sync (rule R6), until the operator accepts the loss.
     pub loss: Option<String>,
 }
@@ -110,7 +113,8 @@ pub(crate) struct LayerRow {
 }
 
 pub(super) const VOLUME_COLUMNS: &str = "id, name, state, created, size, sector_size, key, \
-     backing, backing_path, top, attached, read_only, allow, attached_by, loss, direct";
+     backing, backing_path, top, attached, read_only, allow, attached_by, loss, direct, \
+     iops, bandwidth, burst_seconds";
 
 pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     let attached = if row.get::<_, bool>(10)? {
@@ -146,6 +150,11 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         },
         top: parsed(row, 9)?,
         attached,
+        limits: Limits {
+            iops: rate(row, 16)?,
+            bandwidth: rate(row, 17)?,
+            burst_seconds: row.get(18)?,
+        },
         loss: row.get(14)?,
     })
 }
@@ -198,6 +207,12 @@ pub(super) fn signed(number: u64) -> rusqlite::Result<i64> {
 
 fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(row.get::<_, i64>(column)?).map_err(|error| invalid(column, error))
+}
+
+fn rate(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
+    let rate: Option<i64> = row.get(column)?;
+    let rate = rate.map(|rate| u64::try_from(rate).map_err(|error| invalid(column, error)));
+    rate.transpose()
 }
 
 fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -32,7 +32,10 @@ const TABLES: &str = "
         direct       INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1)),
         allow        TEXT NOT NULL DEFAULT '[]',
         attached_by  INTEGER NOT NULL DEFAULT 0,
-        loss         TEXT
+        loss         TEXT,
+        iops         INTEGER CHECK (iops > 0),
+        bandwidth    INTEGER CHECK (bandwidth > 0),
+        burst_seconds INTEGER NOT NULL DEFAULT 1 CHECK (burst_seconds >= 0)
     ) STRICT;
     CREATE TABLE layers (
         id           TEXT PRIMARY KEY,
@@ -53,6 +56,13 @@ const TABLES: &str = "
 /// What makes version 2 of version 1.
 const TO_VERSION_2: &str =
     "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
+
+/// What makes version 3 of version 2.
+const TO_VERSION_3: &str = "
+    ALTER TABLE volumes ADD COLUMN iops INTEGER CHECK (iops > 0);
+    ALTER TABLE volumes ADD COLUMN bandwidth INTEGER CHECK (bandwidth > 0);
+    ALTER TABLE volumes ADD COLUMN burst_seconds INTEGER NOT NULL DEFAULT 1 CHECK (burst_seconds >= 0);
+";
 
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
     // SQLite would make the file by the umask; the registry is nobody else's business.
@@ -91,8 +101,11 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1) => {
-            transaction.execute_batch(TO_VERSION_2)?;
+        (APPLICATION_ID, 1 | 2) => {
+            if version == 1 {
+                transaction.execute_batch(TO_VERSION_2)?;
+            }
+            transaction.execute_batch(TO_VERSION_3)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {
