@@ -23,8 +23,9 @@ mod transfer;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, ftruncate};
 use rustix::io::{Errno, retry_on_intr};
@@ -40,6 +41,9 @@ use medium::{Medium, Reads, Writes};
 /// dirty throttling may put the writer to sleep, for seconds on a slow disk (it begins at the
 /// background threshold, 10 % of free memory: far above this on any host that runs guests).
 const INLINE_UNSYNCED_BYTES: u64 = 64 << 20;
+/// How long a sync may be under way before writes go to other threads: more than one on a disk that is merely busy, less
+/// than the second or more after which a file system's journal is written.
+const INLINE_BESIDE_SYNC: Duration = Duration::from_millis(100);
 
 /// A regular file or a block device.
 ///
@@ -60,6 +64,8 @@ struct OpenFile {
     len: AtomicU64,
     /// Bytes written since the last sync that succeeded.
     unsynced: AtomicU64,
+    /// Since when a sync has been under way; nothing while there is none.
+    syncing: Mutex<Option<Instant>>,
 }
 
 impl FileStore {
@@ -327,9 +333,21 @@ impl OpenFile {
                 durability == Durability::Volatile
                     && self.unsynced.load(Ordering::Relaxed).saturating_add(len)
                         <= INLINE_UNSYNCED_BYTES
+                    && !self.sync_takes_long()
                     && transfer::edges_are_cached(&self.fd, offset, len)
             }
         }
+    }
+
+    /// A disk that does not answer: a file system's journal then waits for it, and a write that only changes a time in the
+    /// inode waits for the journal.
+    fn sync_takes_long(&self) -> bool {
+        self.syncing()
+            .is_some_and(|since| since.elapsed() > INLINE_BESIDE_SYNC)
+    }
+
+    fn syncing(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.syncing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads what is missing of the first `need` bytes of `buf` after the first `done`.
@@ -375,8 +393,11 @@ impl OpenFile {
 
     fn sync(&self) -> Result<(), StoreError> {
         let covered = self.unsynced.load(Ordering::Relaxed);
-        retry_on_intr(|| fdatasync(&self.fd))
-            .map_err(|errno| self.failed(Operation::Sync, 0, 0, errno))?;
+        // Of two at once the one that ends first is taken for both: it says that the disk answers.
+        self.syncing().get_or_insert_with(Instant::now);
+        let synced = retry_on_intr(|| fdatasync(&self.fd));
+        *self.syncing() = None;
+        synced.map_err(|errno| self.failed(Operation::Sync, 0, 0, errno))?;
         // Two syncs at once may both count the same bytes: never below zero.
         let _ = self
             .unsynced

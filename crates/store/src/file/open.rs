@@ -5,8 +5,8 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom, fstat, ftruncate, open, openat, seek};
 use rustix::io::{Errno, retry_on_intr};
@@ -109,6 +109,7 @@ impl FileStore {
             medium,
             len,
             unsynced,
+            syncing: Mutex::default(),
         });
         Self {
             file,
