@@ -198,8 +198,16 @@ impl<'a> Daemon<'a> {
                 .is_none(),
             "the daemon had ended already"
         );
-        self.running.child().kill().expect("SIGKILL");
+        self.kill_now();
         self.running.child().wait().expect("its end");
+    }
+
+    /// Sends SIGKILL, for a test that uses the daemon in other threads too; dropping the value waits for its end.
+    ///
+    /// # Panics
+    /// If there is no such process any more.
+    pub fn kill_now(&self) {
+        rustix::process::kill_process(self.pid(), Signal::KILL).expect("SIGKILL");
     }
 
     /// Stops it by SIGTERM and asserts that it ends in good order.

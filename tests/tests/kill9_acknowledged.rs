@@ -1,13 +1,16 @@
 //! The daemon is killed under load, again and again: what it acknowledged is there when it is back, flushed or not, for the page
 //! cache dies with the machine and not with the daemon.
 //!
+//! In the same way, while another hand makes snapshots all the time: killed in the middle of one, the volume comes back with
+//! everything that was acknowledged, and each snapshot that was told of is there.
+//!
 //! `SEALVOL_ROUNDS` kills so many times (10 if it is not set), `SEALVOL_SEED` repeats the choices of a run; what the scheduler
 //! does to them can't be repeated.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sealvol_tests::daemon::Daemon;
@@ -244,7 +247,31 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
 }
 
-fn kill_again_and_again(sector: &str) {
+/// Makes snapshots until the daemon is gone; those that were told of.
+fn snapshots(daemon: &Daemon<'_>, round: u64, killed: &AtomicBool) -> Vec<String> {
+    let mut made = Vec::new();
+    for number in 0.. {
+        let name = format!("{NAME}@r{round}.{number}");
+        let outcome = daemon.sealvol(&["snapshot", "create", &name]);
+        if killed.load(Ordering::SeqCst) || outcome.code != Some(0) {
+            // It may be there or not; that it was refused while the daemon lived is a failure.
+            let refused = outcome.code != Some(0) && !killed.load(Ordering::SeqCst);
+            assert!(!refused || outcome.stderr.contains("sock"), "{outcome}");
+            break;
+        }
+        made.push(name);
+    }
+    made
+}
+
+/// Whether another hand makes snapshots meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Snapshots {
+    None,
+    AllTheTime,
+}
+
+fn kill_again_and_again(sector: &str, meanwhile: Snapshots) {
     let rounds = number("SEALVOL_ROUNDS", 10);
     let seed = number("SEALVOL_SEED", u64::from(std::process::id()));
     println!("SEALVOL_SEED={seed}");
@@ -271,7 +298,9 @@ fn kill_again_and_again(sector: &str) {
         acknowledged: AtomicU64::new(0),
     };
     let mut choices = Choices(seed);
+    let mut made = Vec::new();
     for round in 0..rounds {
+        let killed = AtomicBool::new(false);
         let life = Duration::from_millis(20 + choices.below(300));
         let enough = record.acknowledged.load(Ordering::Relaxed) + 100;
         std::thread::scope(|scope| {
@@ -291,11 +320,31 @@ fn kill_again_and_again(sector: &str) {
             sealvol_tests::programs::wait_for("the load", || {
                 (record.acknowledged.load(Ordering::Relaxed) > enough).then_some(())
             });
+            let cutter = (meanwhile == Snapshots::AllTheTime)
+                .then(|| scope.spawn(|| snapshots(&daemon, round, &killed)));
             std::thread::sleep(life);
-            daemon.kill();
+            killed.store(true, Ordering::SeqCst);
+            daemon.kill_now();
+            made.extend(
+                cutter
+                    .map(|cutter| cutter.join().expect("no panic"))
+                    .unwrap_or_default(),
+            );
         });
+        drop(daemon);
         daemon = Daemon::start(&place);
         judge(&address, &record, round);
+        let listed = daemon.sealvol_json(&["snapshot", "list", NAME]);
+        let listed = listed["snapshots"].as_array().expect("a list");
+        for name in &made {
+            let found = listed.iter().find(|snapshot| snapshot["name"] == **name);
+            assert!(found.is_some(), "round {round}: {name} is gone");
+        }
+        if let Some(newest) = listed.last().and_then(|newest| newest["name"].as_str()) {
+            // What was cut in the middle is whole, too.
+            daemon.attach(newest);
+            daemon.detach(newest);
+        }
     }
     let acknowledged = record.acknowledged.load(Ordering::Relaxed);
     println!("{rounds} kills, {acknowledged} blocks acknowledged");
@@ -307,10 +356,15 @@ fn kill_again_and_again(sector: &str) {
 
 #[test]
 fn acknowledged_writes_outlive_a_killed_daemon() {
-    kill_again_and_again("4096");
+    kill_again_and_again("4096", Snapshots::None);
 }
 
 #[test]
 fn acknowledged_writes_of_small_sectors_outlive_it_too() {
-    kill_again_and_again("512");
+    kill_again_and_again("512", Snapshots::None);
+}
+
+#[test]
+fn acknowledged_writes_outlive_a_daemon_killed_in_the_middle_of_snapshots() {
+    kill_again_and_again("4096", Snapshots::AllTheTime);
 }

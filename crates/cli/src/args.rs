@@ -1,13 +1,14 @@
 //! What may be typed. Names and defaults only: what a word does is in [`crate::run`].
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use sealvol_control::api::bench::MILLISECONDS;
-use sealvol_control::api::{self, VolumeName};
+use sealvol_control::api::{self, BadSnapshotName, BadVolumeName, SnapshotRef, VolumeName};
 use sealvol_control::size::Size;
 
 /// Encrypted block volumes: create, attach, detach, and look at them.
@@ -39,6 +40,9 @@ pub(crate) enum Noun {
     /// Encrypted volumes
     #[command(subcommand)]
     Volume(Volume),
+    /// Snapshots of volumes
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// Key-encryption keys
     #[command(subcommand)]
     Key(Key),
@@ -97,12 +101,12 @@ pub(crate) enum Volume {
         /// Its name
         name: VolumeName,
     },
-    /// Unwrap a volume's key and export it; prints the NBD URI
+    /// Unwrap the keys of a volume, or of a snapshot, and export it; prints the NBD URI
     Attach(Attach),
-    /// Commit a volume, close its export and wipe its key
+    /// Commit a volume, close its export and wipe its key; or close the export of a snapshot
     Detach {
-        /// Its name
-        name: VolumeName,
+        /// Its name: VOLUME, or VOLUME@SNAPSHOT
+        name: Exported,
         /// Close the connections of clients that are still there
         #[arg(long)]
         force: bool,
@@ -139,6 +143,9 @@ pub(crate) enum Volume {
         /// Overwrite its wrapped keys first
         #[arg(long)]
         shred: bool,
+        /// Delete its snapshots with it
+        #[arg(long)]
+        snapshots: bool,
     },
     /// Show the runs of absent, zero and data blocks, and the layer each comes from
     Map {
@@ -213,12 +220,74 @@ pub(crate) struct Create {
     /// Where the ciphertext goes: a directory, or a block device [default: the state directory]
     #[arg(long, value_name = "STORE")]
     pub(crate) backing: Option<PathBuf>,
+    /// The directory for the layers that snapshots put on the first one; a volume on a block device
+    /// can't have any without it [default: where the first layer is]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) layers_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Snapshot {
+    /// Fix what volumes hold now, all at one moment; attached or not, in use or not
+    Create {
+        /// VOLUME@SNAPSHOT, one or several
+        #[arg(required = true, value_name = "VOLUME@SNAPSHOT")]
+        names: Vec<SnapshotRef>,
+    },
+    /// List the snapshots
+    List {
+        /// Only those of this volume
+        volume: Option<VolumeName>,
+    },
+    /// Show one snapshot
+    Show {
+        /// Its name
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        name: SnapshotRef,
+        /// And which parts changed since the snapshot before it; it or its volume must be attached
+        #[arg(long)]
+        extents: bool,
+    },
+    /// Delete a snapshot that is not attached
+    Delete {
+        /// Its name
+        #[arg(value_name = "VOLUME@SNAPSHOT")]
+        name: SnapshotRef,
+    },
+}
+
+/// What can be exported.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Exported {
+    Volume(VolumeName),
+    Snapshot(SnapshotRef),
+}
+
+/// A text that is neither a volume's name nor a snapshot's.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BadExported {
+    #[error(transparent)]
+    Volume(#[from] BadVolumeName),
+    #[error(transparent)]
+    Snapshot(#[from] BadSnapshotName),
+}
+
+impl FromStr for Exported {
+    type Err = BadExported;
+
+    fn from_str(text: &str) -> Result<Self, BadExported> {
+        Ok(if text.contains('@') {
+            Self::Snapshot(text.parse()?)
+        } else {
+            Self::Volume(text.parse()?)
+        })
+    }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Attach {
-    /// Its name
-    pub(crate) name: VolumeName,
+    /// Its name: VOLUME, or VOLUME@SNAPSHOT, which is read-only
+    pub(crate) name: Exported,
     /// Refuse writes
     #[arg(long)]
     pub(crate) read_only: bool,
@@ -348,6 +417,31 @@ mod tests {
         assert_eq!(time("sealvol bench --seconds 0.25"), Some(250));
         for wrong in ["0", "-1", "31", "nan", "inf", "x", "0.01"] {
             assert_eq!(time(&format!("sealvol bench --seconds {wrong}")), None);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_attached_by_its_full_name() {
+        let cli = parse("sealvol volume attach v@s").expect("valid");
+        let Noun::Volume(Volume::Attach(attach)) = cli.noun else {
+            panic!("another command")
+        };
+        let snapshot = "v@s".parse().expect("a name");
+        assert_eq!(attach.name, Exported::Snapshot(snapshot));
+        let cli = parse("sealvol snapshot create a@s b@s").expect("valid");
+        let Noun::Snapshot(Snapshot::Create { names }) = cli.noun else {
+            panic!("another command")
+        };
+        assert_eq!(names.len(), 2);
+        for wrong in [
+            "sealvol snapshot create",
+            "sealvol snapshot create v",
+            "sealvol snapshot show v",
+            "sealvol volume detach v@",
+            "sealvol volume delete v@s",
+        ] {
+            let error = parse(wrong).expect_err(wrong);
+            assert_eq!(error.exit_code(), 2, "{wrong}");
         }
     }
 

@@ -8,6 +8,7 @@ mod args;
 mod flatten;
 mod render;
 mod run;
+mod snapshot;
 mod table;
 
 use std::process::ExitCode;

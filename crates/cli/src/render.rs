@@ -77,12 +77,9 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
             .iter()
             .map(|why| ("attach failure", why.clone())),
     );
+    pairs.push(("depth", volume.depth.to_string()));
     for layer in &volume.layers {
-        let text = format!(
-            "{} data key {} generation {}",
-            layer.id, layer.data_key, layer.generation
-        );
-        pairs.push(("layer", text));
+        pairs.push(("layer", layer_line(layer)));
     }
     fields(&pairs)
 }
@@ -100,6 +97,23 @@ fn limits(limits: &api::Limits) -> String {
     let bandwidth = limits.bandwidth.map(|rate| format!("{}/s", Size(rate)));
     let both: Vec<_> = iops.into_iter().chain(bandwidth).collect();
     format!("{}, burst {} s", both.join(", "), limits.burst_seconds)
+}
+
+fn layer_line(layer: &api::Layer) -> String {
+    let mut line = format!(
+        "{} data key {} generation {}",
+        layer.id, layer.data_key, layer.generation
+    );
+    if layer.sealed {
+        line += " sealed";
+    }
+    if let Some(snapshot) = &layer.snapshot {
+        line += &format!(" snapshot {snapshot}");
+    }
+    if let Some(volume) = &layer.from_volume {
+        line += &format!(" from volume {volume}");
+    }
+    line
 }
 
 pub(crate) fn created(volume: &api::Volume) -> String {
@@ -180,7 +194,11 @@ pub(crate) fn deleted(deleted: &api::Deleted) -> String {
     } else {
         ""
     };
-    format!("Volume {} deleted{how}\n", deleted.name)
+    let kept = match deleted.layers_kept {
+        0 => String::new(),
+        count => format!("; {count} of its layers stay, other volumes stand on them"),
+    };
+    format!("Volume {} deleted{how}{kept}\n", deleted.name)
 }
 
 pub(crate) fn volume_map(map: &api::VolumeMap) -> String {
@@ -300,11 +318,11 @@ fn selftest_result(report: &api::SelfTest) -> String {
     }
 }
 
-fn size_with_bytes(size: u64) -> String {
+pub(crate) fn size_with_bytes(size: u64) -> String {
     format!("{} ({size} bytes)", Size(size))
 }
 
-fn uids(allow: &[u32]) -> String {
+pub(crate) fn uids(allow: &[u32]) -> String {
     let texts: Vec<_> = allow.iter().map(|uid| format!("uid {uid}")).collect();
     texts.join(", ")
 }

@@ -24,7 +24,12 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
             id: "8a1b".into(),
             data_key: "c3d4".into(),
             generation: 7,
+            sealed: false,
+            backing: "/var/lib/sealvol/layers".into(),
+            from_volume: None,
+            snapshot: None,
         }],
+        depth: 1,
     }
 }
 
@@ -84,6 +89,7 @@ attached by:  uid 1000
 connections:  2
 access:       plain calls inline
 loss:         fdatasync of data failed: I/O error
+depth:        1
 layer:        8a1b data key c3d4 generation 7
 "
     );
@@ -124,11 +130,43 @@ fn actions_say_what_they_did() {
     let gone = api::Deleted {
         name: volume.name,
         shredded: true,
+        layers_kept: 0,
     };
     assert_eq!(
         deleted(&gone),
         "Volume v deleted, its wrapped keys overwritten\n"
     );
+    let shared = api::Deleted {
+        shredded: false,
+        layers_kept: 2,
+        ..gone
+    };
+    assert_eq!(
+        deleted(&shared),
+        "Volume v deleted; 2 of its layers stay, other volumes stand on them\n"
+    );
+}
+
+#[test]
+fn a_volume_of_several_layers_shows_what_each_is() {
+    let mut stacked = volume_fixture("v", api::VolumeState::Available);
+    stacked.layers.push(api::Layer {
+        id: "9e2f".into(),
+        data_key: "c3d4".into(),
+        generation: 12,
+        sealed: true,
+        backing: "/srv".into(),
+        from_volume: Some("b7a0".into()),
+        snapshot: Some("monday".parse().expect("a name")),
+    });
+    stacked.depth = 2;
+    let text = volume(&stacked);
+    let end = "\
+depth:        2
+layer:        8a1b data key c3d4 generation 7
+layer:        9e2f data key c3d4 generation 12 sealed snapshot monday from volume b7a0
+";
+    assert!(text.ends_with(end), "{text}");
 }
 
 #[test]

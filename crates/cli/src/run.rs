@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
-use sealvol_control::api::{self, ErrorKind, VolumeName};
+use sealvol_control::api::{self, ErrorKind, SnapshotRef, VolumeName};
 use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{Adopt, Attach, Cli, Create, Key, Limit, Noun, Volume};
+use crate::args::{Adopt, Attach, Cli, Create, Exported, Key, Limit, Noun, Volume};
 use crate::flatten::{self, Progress};
 use crate::render::{self, bench};
+use crate::snapshot;
 
 /// Why a command did not do what it says.
 #[derive(Debug, Error)]
@@ -32,6 +33,9 @@ pub(crate) enum CommandError {
     /// Clients gave blocks back as fast as they were filled.
     #[error("volume {name}: {left} bytes were discarded or zeroed meanwhile, and hold no data")]
     Discarded { name: VolumeName, left: u64 },
+    /// What can be accepted of a volume, asked for with a snapshot.
+    #[error("snapshot {0}: --accept-loss and --accept-rollback are about a volume's newest layer")]
+    NotForSnapshots(SnapshotRef),
     /// The self-tests ran, and one failed.
     #[error("self-test: {0}")]
     SelfTest(String),
@@ -55,6 +59,7 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
     let print = Printer { json: cli.json };
     match cli.noun {
         Noun::Volume(verb) => volume(&client, &print, verb).await,
+        Noun::Snapshot(verb) => snapshot::run(&client, &print, verb).await,
         Noun::Key(verb) => key(&client, &print, verb).await,
         Noun::Status => print.answer(&client.status().await?, render::status),
         Noun::Selftest => {
@@ -81,33 +86,15 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
         }
         Volume::List => print.answer(&client.volumes().await?, render::volume_list),
         Volume::Show { name } => print.answer(&client.volume(&name).await?, render::volume),
-        Volume::Attach(Attach {
-            name,
-            read_only,
-            direct,
-            allow,
-            accept_loss,
-            accept_rollback,
-        }) => {
-            let request = api::AttachVolume {
-                read_only,
-                direct,
-                allow,
-                accept_loss,
-                accept_rollback,
-            };
-            print.answer(
-                &client.attach_volume(&name, &request).await?,
-                render::attached,
-            )
-        }
-        Volume::Detach { name, force } => {
-            let request = api::DetachVolume { force };
-            print.answer(
-                &client.detach_volume(&name, &request).await?,
-                render::detached,
-            )
-        }
+        Volume::Attach(options) => attach(client, print, options).await,
+        Volume::Detach { name, force } => match name {
+            Exported::Snapshot(name) => snapshot::detach(client, print, &name, force).await,
+            Exported::Volume(name) => {
+                let request = api::DetachVolume { force };
+                let detached = client.detach_volume(&name, &request).await?;
+                print.answer(&detached, render::detached)
+            }
+        },
         Volume::Resize { name, size } => {
             let request = api::ResizeVolume { size: size.bytes() };
             print.answer(
@@ -150,8 +137,12 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
                 render::adopted,
             )
         }
-        Volume::Delete { name, shred } => {
-            let request = api::DeleteVolume { shred };
+        Volume::Delete {
+            name,
+            shred,
+            snapshots,
+        } => {
+            let request = api::DeleteVolume { shred, snapshots };
             print.answer(
                 &client.delete_volume(&name, &request).await?,
                 render::deleted,
@@ -159,6 +150,25 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
         }
         Volume::Map { name } => print.answer(&client.volume_map(&name).await?, render::volume_map),
     }
+}
+
+async fn attach(client: &Client, print: &Printer, options: Attach) -> Result<(), CommandError> {
+    let name = match &options.name {
+        Exported::Snapshot(name) => {
+            let name = name.clone();
+            return snapshot::attach(client, print, &name, options).await;
+        }
+        Exported::Volume(name) => name,
+    };
+    let request = api::AttachVolume {
+        read_only: options.read_only,
+        direct: options.direct,
+        allow: options.allow.clone(),
+        accept_loss: options.accept_loss,
+        accept_rollback: options.accept_rollback,
+    };
+    let attached = client.attach_volume(name, &request).await?;
+    print.answer(&attached, render::attached)
 }
 
 async fn key(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
@@ -195,12 +205,14 @@ struct Bench {
 
 fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
     let backing = create.backing.map(|path| absolute("--backing", path));
+    let layers_dir = create.layers_dir.map(|path| absolute("--layers-dir", path));
     Ok(api::CreateVolume {
         name: create.name,
         size: create.size.bytes(),
         key: create.key,
         sector_size: Some(create.sector_size),
         backing: backing.transpose()?,
+        layers_dir: layers_dir.transpose()?,
     })
 }
 
@@ -210,12 +222,12 @@ fn absolute(option: &'static str, path: PathBuf) -> Result<PathBuf, CommandError
 }
 
 /// Prints an answer as it came or as text.
-struct Printer {
+pub(crate) struct Printer {
     json: bool,
 }
 
 impl Printer {
-    fn answer<A: Serialize>(
+    pub(crate) fn answer<A: Serialize>(
         &self,
         answer: &A,
         render: impl FnOnce(&A) -> String,
@@ -238,6 +250,10 @@ fn report(error: &CommandError, json: bool) -> ExitCode {
         CommandError::Client(error) => (error.kind(), error.next_step()),
         CommandError::Output(_) => (ErrorKind::Failed, None),
         CommandError::Path(..) => (ErrorKind::Usage, None),
+        CommandError::NotForSnapshots(_) => (
+            ErrorKind::Usage,
+            Some("Attach the snapshot without them".to_owned()),
+        ),
         CommandError::Stopped { .. } => (
             ErrorKind::Failed,
             Some("The volume is in good order; run it again to go on".to_owned()),

@@ -18,6 +18,13 @@
 //! | `POST /v1/volumes/NAME/flatten`   | [`FlattenVolume`] | [`Flattened`]   | administer |
 //! | `POST /v1/volumes/NAME/adopt`     | [`AdoptVolume`]   | [`Adopted`]     | administer |
 //! | `GET /v1/volumes/NAME/map[?offset=N]` |               | [`VolumeMap`]   | administer |
+//! | `GET /v1/snapshots[?volume=V]`    |                   | [`SnapshotList`] | any       |
+//! | `POST /v1/snapshots`              | [`CreateSnapshots`] | [`SnapshotList`] | create  |
+//! | `GET /v1/snapshots/V@S`           |                   | [`Snapshot`]    | any        |
+//! | `DELETE /v1/snapshots/V@S`        |                   | [`SnapshotDeleted`] | administer |
+//! | `POST /v1/snapshots/V@S/attach`   | [`AttachSnapshot`] | [`Snapshot`]   | attach     |
+//! | `POST /v1/snapshots/V@S/detach`   | [`DetachVolume`]  | [`Snapshot`]    | attach     |
+//! | `GET /v1/snapshots/V@S/changes[?offset=N]` |          | [`SnapshotChanges`] | administer |
 //! | `GET /v1/keys[?provider=P]`       |                   | [`KeyList`]     | any        |
 //! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
 //! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
@@ -40,12 +47,21 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod snapshots;
+
+pub use snapshots::{
+    AttachSnapshot, BadSnapshotName, ChangedExtent, CreateSnapshots, Snapshot, SnapshotChanges,
+    SnapshotDeleted, SnapshotList, SnapshotName, SnapshotRef, SnapshotState,
+};
+
 /// Path of [`Status`].
 pub const STATUS: &str = "/v1/status";
 /// Path of [`SelfTest`].
 pub const SELFTEST: &str = "/v1/selftest";
 /// Path of the volumes; one volume is below it by its name.
 pub const VOLUMES: &str = "/v1/volumes";
+/// Path of the snapshots; one snapshot is below it by its full name.
+pub const SNAPSHOTS: &str = "/v1/snapshots";
 /// Path of the keys; one key is below it by its reference.
 pub const KEYS: &str = "/v1/keys";
 
@@ -133,6 +149,10 @@ pub struct CreateVolume {
     /// Where the ciphertext goes: a directory, or a block device. The state directory if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backing: Option<PathBuf>,
+    /// The directory for further layers, which snapshots put on the first one. Absent: where the
+    /// first one is; a volume on a block device has no place for them then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layers_dir: Option<PathBuf>,
 }
 
 /// Ask to attach a volume: unwrap its key and export it.
@@ -278,6 +298,9 @@ pub struct DeleteVolume {
     /// cannot be read with the key-encryption key either.
     #[serde(default)]
     pub shred: bool,
+    /// Delete its snapshots with it.
+    #[serde(default)]
+    pub snapshots: bool,
 }
 
 /// What became of a [`DeleteVolume`].
@@ -287,6 +310,8 @@ pub struct Deleted {
     pub name: VolumeName,
     /// Its wrapped keys were overwritten.
     pub shredded: bool,
+    /// Layers that other volumes stand on, and that stay.
+    pub layers_kept: usize,
 }
 
 /// The states of a volume.
@@ -350,6 +375,8 @@ pub struct Volume {
     /// Why it could not be attached again when the daemon started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attach_failure: Option<String>,
+    /// How many layers a read may have to look through.
+    pub depth: usize,
     /// From the top down.
     pub layers: Vec<Layer>,
 }
@@ -380,6 +407,16 @@ pub struct Layer {
     pub data_key: String,
     /// Highest generation of its superblock that the registry relies on.
     pub generation: u64,
+    /// It never changes again.
+    pub sealed: bool,
+    /// Directory or block device that holds its ciphertext.
+    pub backing: PathBuf,
+    /// UUID of the volume that it was made for, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_volume: Option<String>,
+    /// The snapshot of this volume that it is the newest layer of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotName>,
 }
 
 /// All volumes, by name.

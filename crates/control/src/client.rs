@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{self, ApiError, ErrorKind, VolumeName};
+use crate::api::{self, ApiError, ErrorKind, SnapshotRef, VolumeName};
 
 /// Why a call brought no answer.
 #[derive(Debug, Error)]
@@ -239,6 +239,74 @@ impl Client {
             .await
     }
 
+    /// The snapshots of a volume, or of all.
+    pub async fn snapshots(
+        &self,
+        volume: Option<&VolumeName>,
+    ) -> Result<api::SnapshotList, ClientError> {
+        let query = volume.map(|name| format!("?volume={name}"));
+        self.get(&format!("{}{}", api::SNAPSHOTS, query.unwrap_or_default()))
+            .await
+    }
+
+    /// Snapshots of one or several volumes, of one point in time.
+    pub async fn create_snapshots(
+        &self,
+        request: &api::CreateSnapshots,
+    ) -> Result<api::SnapshotList, ClientError> {
+        self.send(Method::POST, api::SNAPSHOTS, request).await
+    }
+
+    /// One snapshot.
+    pub async fn snapshot(&self, name: &SnapshotRef) -> Result<api::Snapshot, ClientError> {
+        self.get(&snapshot_path(name, "")).await
+    }
+
+    /// What changed between a snapshot and the one before it, from start to end.
+    pub async fn snapshot_changes(
+        &self,
+        name: &SnapshotRef,
+    ) -> Result<api::SnapshotChanges, ClientError> {
+        let path = snapshot_path(name, "/changes");
+        let mut changes: api::SnapshotChanges = self.get(&path).await?;
+        while let Some(offset) = changes.next {
+            let part: api::SnapshotChanges = self.get(&format!("{path}?offset={offset}")).await?;
+            // What does not move forward would be asked for without end.
+            changes.next = part.next.filter(|&next| next > offset);
+            changes.extents.extend(part.extents);
+        }
+        Ok(changes)
+    }
+
+    /// Exports a snapshot.
+    pub async fn attach_snapshot(
+        &self,
+        name: &SnapshotRef,
+        request: &api::AttachSnapshot,
+    ) -> Result<api::Snapshot, ClientError> {
+        self.send(Method::POST, &snapshot_path(name, "/attach"), request)
+            .await
+    }
+
+    /// Ends a snapshot's export.
+    pub async fn detach_snapshot(
+        &self,
+        name: &SnapshotRef,
+        request: &api::DetachVolume,
+    ) -> Result<api::Snapshot, ClientError> {
+        self.send(Method::POST, &snapshot_path(name, "/detach"), request)
+            .await
+    }
+
+    /// Deletes a snapshot.
+    pub async fn delete_snapshot(
+        &self,
+        name: &SnapshotRef,
+    ) -> Result<api::SnapshotDeleted, ClientError> {
+        self.send(Method::DELETE, &snapshot_path(name, ""), &NoFields {})
+            .await
+    }
+
     /// The keys of a provider, or of all.
     pub async fn keys(&self, provider: Option<&str>) -> Result<api::KeyList, ClientError> {
         let query = provider.map(|name| format!("?provider={}", escaped(name)));
@@ -344,6 +412,11 @@ impl Client {
 /// `{}`: the body of a request that has nothing to say.
 #[derive(Serialize)]
 struct NoFields {}
+
+fn snapshot_path(name: &SnapshotRef, action: &str) -> String {
+    // Nor does a snapshot's: `@` may stand in a path (RFC 3986, section 3.3).
+    format!("{}/{name}{action}", api::SNAPSHOTS)
+}
 
 fn volume_path(name: &VolumeName, action: &str) -> String {
     // A volume name needs no escapes, by its rule.

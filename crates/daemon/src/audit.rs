@@ -65,8 +65,12 @@ pub(crate) enum Operation {
     Damage,
     /// A volume was deleted.
     Delete,
+    /// A snapshot was deleted.
+    DeleteSnapshot,
     /// A data key was generated, wrapped.
     Generate,
+    /// The top of a volume was sealed, or is about to be, and another one put on it.
+    Snapshot,
     /// A superblock slot that was torn, or older than the other one, was written anew from that.
     Repair,
     /// Wrapped keys were overwritten.

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::exports::Exports;
 use crate::keys::Keys;
+use crate::operations::OpenLayers;
 use crate::registry::{Registry, VolumeRow};
 use crate::rights::Caller;
 use crate::state_dir::StateDir;
@@ -53,6 +54,8 @@ pub(crate) struct Daemon {
     pub(crate) boot: BootId,
     /// When the daemon started, RFC 3339.
     pub(crate) started: String,
+    /// Layers that never change again, each open once.
+    pub(crate) open_layers: OpenLayers,
     pub(crate) memory: Memory,
     /// What went wrong and waits for the operator, by volume or part.
     pub(crate) failures: Failures,
@@ -99,6 +102,7 @@ impl Daemon {
             nbd_socket: parts.nbd_socket,
             listening: parts.listening,
             started: crate::timestamp::now(),
+            open_layers: OpenLayers::default(),
             memory: Memory {
                 policy,
                 inner: Mutex::default(),

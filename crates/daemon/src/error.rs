@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sealvol_control::api::{BadVolumeName, VolumeName};
+use sealvol_control::api::{BadSnapshotName, BadVolumeName, SnapshotRef, VolumeName};
 use sealvol_control::key_ref::{KeyRef, KeyRefError};
 use sealvol_control::keychild::{KeyChildError, KeyFailure, Right};
 use sealvol_crypto::KeyError;
@@ -28,6 +28,9 @@ pub enum Error {
     /// A name that no volume can have.
     #[error(transparent)]
     BadName(#[from] BadVolumeName),
+    /// A name that no snapshot can have.
+    #[error(transparent)]
+    BadSnapshotName(#[from] BadSnapshotName),
     /// The audit log cannot be written, so keys may not be used.
     #[error("audit log {}: {source}", path.display())]
     Audit {
@@ -99,13 +102,51 @@ pub enum Error {
     /// The volume is not attached, and what was asked needs it to be.
     #[error("volume {0}: it is not attached")]
     NotAttached(VolumeName),
-    /// Clients use the volume.
+    /// Clients use the volume, or the snapshot.
     #[error("volume {name}: clients are connected: {count}")]
     ClientsConnected {
+        /// The name of the export.
+        name: String,
+        /// How many.
+        count: usize,
+    },
+    /// The volume has snapshots, and would take them with it.
+    #[error("volume {name}: it has snapshots: {count}")]
+    HasSnapshots {
         /// The volume.
         name: VolumeName,
         /// How many.
         count: usize,
+    },
+    /// Other volumes stand on layers of the volume, so that its keys can't be destroyed.
+    #[error("volume {name}: other volumes stand on layers of it: {layers}")]
+    LayersShared {
+        /// The volume.
+        name: VolumeName,
+        /// How many layers.
+        layers: usize,
+    },
+    /// A volume on a block device, and nowhere for another layer.
+    #[error(
+        "volume {0}: it is on a block device, and no directory for further layers was named when it was created"
+    )]
+    NoPlaceForLayers(VolumeName),
+    /// There is no such snapshot.
+    #[error("snapshot {0}: there is none of that name")]
+    NoSuchSnapshot(SnapshotRef),
+    /// The snapshot is attached, and what was asked needs it not to be.
+    #[error("snapshot {0}: it is attached")]
+    SnapshotAttached(SnapshotRef),
+    /// The snapshot is not attached, and what was asked needs it to be.
+    #[error("snapshot {0}: it is not attached")]
+    SnapshotNotAttached(SnapshotRef),
+    /// A read may have to look through every layer.
+    #[error("volume {name}: it has {layers} layers, and may not have more")]
+    TooManyLayers {
+        /// The volume.
+        name: VolumeName,
+        /// How many.
+        layers: usize,
     },
     /// There is no such volume.
     #[error("volume {0}: there is none of that name")]

@@ -14,7 +14,7 @@ use crate::registry::Registry;
 use crate::timestamp;
 use crate::working_state::{BootId, WorkingState};
 
-/// The surroundings of the volume whose top layer is `layer`.
+/// The surroundings of one layer.
 pub(crate) struct LayerHost {
     pub(crate) layer: LayerId,
     pub(crate) registry: Registry,
@@ -115,6 +115,15 @@ impl Host for LayerHost {
                 .call(move |db| db.pin(layer, generation, size, commitment, boot))
                 .await;
             pinned.map_err(|error| VolumeError::Registry(error.to_string()))
+        })
+    }
+
+    fn head_switched(&self, sealed: LayerId) -> Task<Result<(), VolumeError>> {
+        // The registry has named the new top since before the cut: what is left to say is that the old one is sealed.
+        let registry = self.registry.clone();
+        Box::pin(async move {
+            let recorded = registry.call(move |db| db.set_sealed(sealed)).await;
+            recorded.map_err(|error| VolumeError::Registry(error.to_string()))
         })
     }
 

@@ -7,6 +7,7 @@
 //!   have made something;
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -16,8 +17,9 @@ use std::time::{Duration, Instant};
 use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
-    Answer, Batch, Call, Context, Done, FailureClass, Fault, KeyChild, KeyChildError,
-    KeyDescription, LOCKED_MEMORY_UNAVAILABLE, MasterKey, Provider, Right, Service, Wrapped,
+    Answer, Batch, CALLS_MAX, Call, Context, Done, FailureClass, Fault, KeyChild, KeyChildError,
+    KeyDescription, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, MasterKey, Provider, Right, Service,
+    Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{KeyError, VolumeKey};
@@ -33,7 +35,7 @@ use crate::rights::Caller;
 pub(crate) struct Keys {
     child: KeyChild,
     deadline: Duration,
-    providers: std::collections::BTreeMap<String, Provider>,
+    providers: BTreeMap<String, Provider>,
     require_secretmem: bool,
     /// Where a provider's passphrase is read from, once per child.
     passphrase: Option<File>,
@@ -49,6 +51,17 @@ pub(crate) struct Subject {
     pub name: VolumeName,
     /// The encryption context of the data key, computed from the registry.
     pub context: Context,
+}
+
+/// One wrapped copy of a data key, to be unwrapped.
+#[derive(Clone, Debug)]
+pub(crate) struct WrappedCopy {
+    /// The volume, and the context of this data key.
+    pub subject: Subject,
+    /// The key-encryption key that wrapped it, by its resolved id.
+    pub key: KeyRef,
+    /// The wrapped key.
+    pub blob: Vec<u8>,
 }
 
 impl Keys {
@@ -110,43 +123,88 @@ impl Keys {
         self.record(record, wrapped).await
     }
 
-    /// Unwraps a volume's data key straight into locked memory.
+    /// Unwraps data keys straight into locked memory, in the order of their wrapped copies: one batch for each provider.
     ///
     /// # Errors
     /// When the key service refuses or cannot be asked, the record cannot be written, or what came
     /// is no key.
-    pub(crate) async fn unwrap(
+    pub(crate) async fn unwrap_all(
         &self,
         caller: Caller,
-        subject: &Subject,
-        key: &KeyRef,
-        wrapped: Vec<u8>,
+        copies: Vec<WrappedCopy>,
         memory: &Arc<KeyMemory>,
-    ) -> Result<VolumeKey, Error> {
-        let call = Call::Unwrap {
-            key: key.key().to_owned(),
-            wrapped,
-            context: subject.context.clone(),
-        };
-        let answer = self.ask(Right::Attach, key, call, Attempts::Several).await;
-        let answer = answer.map_err(|error| about(&subject.name, error));
-        let unwrapped = answer.and_then(|(done, answer)| match done {
-            Done::Unwrap { key_version, .. } => Ok((key_version, answer.keys)),
-            other => Err(mismatched(&other)),
+    ) -> Result<Vec<VolumeKey>, Error> {
+        let mut keys: Vec<Option<VolumeKey>> = copies.iter().map(|_| None).collect();
+        let mut places: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (place, copy) in copies.iter().enumerate() {
+            places.entry(copy.key.provider()).or_default().push(place);
+        }
+        for batch in places.values().flat_map(|places| places.chunks(CALLS_MAX)) {
+            let of_batch: Vec<&WrappedCopy> = batch.iter().map(|&place| &copies[place]).collect();
+            let unwrapped = self.unwrap_batch(caller, &of_batch, memory).await?;
+            for (&place, key) in batch.iter().zip(unwrapped) {
+                keys[place] = Some(key);
+            }
+        }
+        Ok(keys.into_iter().flatten().collect())
+    }
+
+    /// Unwraps keys of one provider.
+    async fn unwrap_batch(
+        &self,
+        caller: Caller,
+        copies: &[&WrappedCopy],
+        memory: &Arc<KeyMemory>,
+    ) -> Result<Vec<VolumeKey>, Error> {
+        let calls = copies.iter().map(|copy| Call::Unwrap {
+            key: copy.key.key().to_owned(),
+            wrapped: copy.blob.clone(),
+            context: copy.subject.context.clone(),
         });
-        let record = Record {
-            key_version: unwrapped.as_ref().ok().map(|(version, _)| *version),
-            ..record(Operation::Unwrap, caller, subject, key)
+        let calls = calls.collect();
+        let first = copies[0];
+        let asked = self
+            .ask_all(Right::Attach, &first.key, calls, Attempts::Several)
+            .await;
+        let answer = match asked {
+            Ok(answer) => answer,
+            Err(error) => {
+                let error = about(&first.subject.name, error);
+                let record = record(Operation::Unwrap, caller, &first.subject, &first.key);
+                return self.record(record, Err(error)).await;
+            }
         };
-        let (_, mut socket) = self.record(record, unwrapped).await?;
-        // All 64 bytes are in the socket's buffer and the child is gone: this does not block.
-        VolumeKey::read_from(memory, &mut socket).map_err(|source| match source {
-            KeyError::Locked(limit) => Error::KeyMemory(Arc::new(limit)),
-            source => Error::BadKey {
-                name: subject.name.clone(),
-                source,
-            },
-        })
+        let mut outcome = Ok(());
+        for (copy, result) in copies.iter().zip(answer.results) {
+            let unwrapped = result.map_err(|failure| Error::Key {
+                volume: Some(copy.subject.name.clone()),
+                failure: Box::new(failure),
+            });
+            let unwrapped = unwrapped.and_then(|done| match done {
+                Done::Unwrap { key_version, .. } => Ok(key_version),
+                other => Err(mismatched(&other)),
+            });
+            let record = Record {
+                key_version: unwrapped.as_ref().ok().copied(),
+                ..record(Operation::Unwrap, caller, &copy.subject, &copy.key)
+            };
+            let recorded = self.record(record, unwrapped).await;
+            // Each has its record; the first failure is the one that is told.
+            outcome = outcome.and_then(|()| recorded.map(|_| ()));
+        }
+        outcome?;
+        // All bytes are in the socket's buffer and the child is gone: this does not block.
+        let mut socket = answer.keys;
+        let read = |copy: &&WrappedCopy| {
+            VolumeKey::read_from(memory, &mut socket).map_err(|source| match source {
+                KeyError::Locked(limit) => Error::KeyMemory(Arc::new(limit)),
+                source => Error::BadKey {
+                    name: copy.subject.name.clone(),
+                    source,
+                },
+            })
+        };
+        copies.iter().map(read).collect()
     }
 
     /// Tells what a provider says of one of its keys.
@@ -231,36 +289,54 @@ impl Keys {
         call: Call,
         attempts: Attempts,
     ) -> Result<(Done, Answer), Error> {
+        let mut answer = self.ask_all(right, key, vec![call], attempts).await?;
+        match answer.results.pop() {
+            Some(Ok(done)) => Ok((done, answer)),
+            Some(Err(failure)) => Err(Error::Key {
+                volume: None,
+                failure: Box::new(failure),
+            }),
+            None => Err(Error::Internal(
+                "the key child answered without a result".to_owned(),
+            )),
+        }
+    }
+
+    /// A batch of calls to the provider of `key`, all of them again while the failure of one may pass and there is time.
+    async fn ask_all(
+        &self,
+        right: Right,
+        key: &KeyRef,
+        calls: Vec<Call>,
+        attempts: Attempts,
+    ) -> Result<Answer, Error> {
         let provider = self.provider(key.provider())?.clone();
         let batch = Batch {
             right,
             provider,
             require_secretmem: self.require_secretmem,
-            calls: vec![call],
+            calls,
         };
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
-            let error = match self.call_child(&batch).await {
-                Ok(mut answer) => match answer.results.pop() {
-                    Some(Ok(done)) => return Ok((done, answer)),
-                    Some(Err(failure)) => Error::Key {
-                        volume: None,
-                        failure: Box::new(failure),
-                    },
-                    None => Error::Internal("the key child answered without a result".to_owned()),
-                },
-                Err(source) => Error::KeyChild {
+            let answer = self.call_child(&batch).await;
+            let left = until.saturating_duration_since(Instant::now());
+            let may_pass = match &answer {
+                Ok(answer) => answer.results.iter().any(|result| match result {
+                    Ok(_) => false,
+                    Err(failure) => failure_may_pass(failure),
+                }),
+                Err(source) => source.fault() == Fault::Retry,
+            };
+            if attempts == Attempts::One || !may_pass || left <= pause {
+                return answer.map_err(|source| Error::KeyChild {
                     volume: None,
                     key: key.clone(),
                     source: Box::new(source),
-                },
-            };
-            let left = until.saturating_duration_since(Instant::now());
-            if attempts == Attempts::One || !may_pass(&error) || left <= pause {
-                return Err(error);
+                });
             }
-            tracing::warn!(key = %key, %error, "key service failed, trying again");
+            tracing::warn!(key = %key, "key service failed, trying again");
             tokio::time::sleep(pause + jitter(pause)).await;
             pause *= 3;
         }
@@ -319,15 +395,8 @@ fn about(name: &VolumeName, mut error: Error) -> Error {
     error
 }
 
-fn may_pass(error: &Error) -> bool {
-    match error {
-        Error::Key { failure, .. } => {
-            failure.class == FailureClass::Transient
-                && failure.provider_error != LOCKED_MEMORY_UNAVAILABLE
-        }
-        Error::KeyChild { source, .. } => source.fault() == Fault::Retry,
-        _ => false,
-    }
+fn failure_may_pass(failure: &KeyFailure) -> bool {
+    failure.class == FailureClass::Transient && failure.provider_error != LOCKED_MEMORY_UNAVAILABLE
 }
 
 fn mismatched(done: &Done) -> Error {

@@ -75,6 +75,22 @@ impl Place {
         Ok(Some(about.f_bavail.saturating_mul(about.f_frsize)))
     }
 
+    /// Bytes that its files take; of a device its size.
+    pub(crate) fn taken(&self) -> Result<u64, io::Error> {
+        let allocated = |name: &str| {
+            let file = std::fs::symlink_metadata(self.directory.join(name))?;
+            Ok::<u64, io::Error>(file.blocks() * 512)
+        };
+        let meta = allocated(META_FILE)?;
+        let data = match &self.device {
+            Some(device) => {
+                io::Seek::seek(&mut std::fs::File::open(device)?, io::SeekFrom::End(0))?
+            }
+            None => allocated(DATA_FILE)?,
+        };
+        Ok(meta + data)
+    }
+
     /// Whether `data` is a file of which no byte was ever written. A device never tells.
     pub(crate) fn data_is_empty(&self) -> Result<bool, io::Error> {
         let data = self.directory.join(DATA_FILE);

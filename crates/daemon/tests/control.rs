@@ -139,6 +139,7 @@ async fn a_creation_that_fails_leaves_nothing() {
         key: None,
         sector_size: None,
         backing: None,
+        layers_dir: None,
     };
     for _ in 0..2 {
         let error = client
@@ -173,6 +174,7 @@ async fn requests_are_refused_before_a_key_is_used() {
         key: None,
         sector_size: None,
         backing: None,
+        layers_dir: None,
     };
     let key = |text: &str| Some(text.to_owned());
     for (request, expected) in [
@@ -345,6 +347,7 @@ async fn each_right_opens_its_own_calls_only() {
         key: None,
         sector_size: None,
         backing: None,
+        layers_dir: None,
     };
     let refused = [
         client.create_volume(&create).await.expect_err("create"),

@@ -23,7 +23,7 @@ use crate::map::Map;
 use crate::page::BlockState;
 use crate::punch::Punches;
 use crate::slots;
-use crate::superblock::{LayerParams, Superblock};
+use crate::superblock::{LayerParams, Superblock, WrappedKey};
 
 /// An open layer. Those that are sealed are shared by the volumes that stand on them.
 pub struct Layer<S> {
@@ -104,6 +104,11 @@ impl<S: Store> Layer<S> {
     #[must_use]
     pub fn cipher(&self) -> Arc<SectorCipher> {
         Arc::clone(&self.cipher)
+    }
+
+    /// The wrapped keys in its superblock: for a new top, which carries those of every layer below it.
+    pub async fn wrapped_keys(&self) -> Vec<WrappedKey> {
+        self.head.lock().await.keys.clone()
     }
 
     /// What was repaired when the layer was opened, if something was.

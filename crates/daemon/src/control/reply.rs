@@ -34,6 +34,7 @@ fn kind(error: &Error) -> ErrorKind {
     match error {
         Error::BadName(_)
         | Error::BadRequest(_)
+        | Error::BadSnapshotName(_)
         | Error::Backing { .. }
         | Error::DeviceSize { .. }
         | Error::DirectUnit { .. }
@@ -49,16 +50,23 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::OtherKey { .. }
         | Error::SelfTest(_)
         | Error::Stranger(_) => ErrorKind::Refused,
-        Error::NoSuchCall { .. } | Error::NoSuchProvider { .. } | Error::NoSuchVolume(_) => {
-            ErrorKind::NotFound
-        }
+        Error::NoSuchCall { .. }
+        | Error::NoSuchProvider { .. }
+        | Error::NoSuchSnapshot(_)
+        | Error::NoSuchVolume(_) => ErrorKind::NotFound,
         Error::Attached(_)
         | Error::BackingTaken { .. }
         | Error::ClientsConnected { .. }
         | Error::Measuring
+        | Error::HasSnapshots { .. }
+        | Error::LayersShared { .. }
+        | Error::NoPlaceForLayers(_)
         | Error::NotAttached(_)
         | Error::Registered { .. }
-        | Error::Registry(RegistryError::NameTaken(_)) => ErrorKind::Conflict,
+        | Error::Registry(RegistryError::NameTaken(_) | RegistryError::SnapshotTaken(_))
+        | Error::SnapshotAttached(_)
+        | Error::SnapshotNotAttached(_)
+        | Error::TooManyLayers { .. } => ErrorKind::Conflict,
         Error::Audit { .. }
         | Error::Internal(_)
         | Error::Measurement(_)
@@ -166,8 +174,18 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::Forbidden { .. } | Error::Stranger(_) => {
             "Have the administrator add you to [rights] in sealvold's configuration"
         }
-        Error::Attached(_) => "Detach it first",
-        Error::NotAttached(_) => "Attach it first",
+        Error::Attached(_) | Error::SnapshotAttached(_) => "Detach it first",
+        Error::NotAttached(_) | Error::SnapshotNotAttached(_) => "Attach it first",
+        Error::HasSnapshots { .. } => "Delete them first, or delete them with it by --snapshots",
+        Error::LayersShared { .. } => {
+            "Delete those volumes first, or delete this one without --shred, which leaves the layers that they need"
+        }
+        Error::NoPlaceForLayers(_) => {
+            "Copy it to a volume in a directory, or to one created with --layers-dir"
+        }
+        Error::NoSuchSnapshot(_) => "See `sealvol snapshot list`",
+        Error::TooManyLayers { .. } => "Copy what it holds to a new volume, and go on with that",
+
         Error::NoRoom { .. } => "Make room there; nothing was written",
         Error::NotAdoptable { .. } => {
             "Name the directory of a volume's layer as it was made, and the key that wrapped its data key"
@@ -199,6 +217,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::Internal(_) => "Report it, with the daemon's log",
         // These say it themselves.
         Error::BadName(_)
+        | Error::BadSnapshotName(_)
         | Error::Key { .. }
         | Error::KeyChild { .. }
         | Error::KeyMemory(_)
@@ -299,7 +318,7 @@ mod tests {
             (Error::NotAttached(name()), 5),
             (
                 Error::ClientsConnected {
-                    name: name(),
+                    name: "v".to_owned(),
                     count: 2,
                 },
                 5,

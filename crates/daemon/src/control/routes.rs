@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use hyper::Method;
 use hyper::body::Bytes;
 use hyper::http::request::Parts;
-use sealvol_control::api::VolumeName;
+use sealvol_control::api::{SnapshotRef, VolumeName};
 use sealvol_control::keychild::Right;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +36,13 @@ enum Route {
     FlattenPlan(VolumeName),
     Flatten(VolumeName),
     Adopt(VolumeName),
+    ListSnapshots(Option<VolumeName>),
+    CreateSnapshots,
+    ShowSnapshot(SnapshotRef),
+    DeleteSnapshot(SnapshotRef),
+    AttachSnapshot(SnapshotRef),
+    DetachSnapshot(SnapshotRef),
+    SnapshotChanges(SnapshotRef, u64),
     ListKeys(Option<String>),
     CreateKey,
     ShowKey(String),
@@ -48,10 +55,15 @@ impl Route {
             Self::Status
             | Self::ListVolumes
             | Self::ShowVolume(_)
+            | Self::ListSnapshots(_)
+            | Self::ShowSnapshot(_)
             | Self::ListKeys(_)
             | Self::ShowKey(_) => None,
-            Self::CreateVolume => Some(Right::Create),
-            Self::Attach(_) | Self::Detach(_) => Some(Right::Attach),
+            Self::CreateVolume | Self::CreateSnapshots => Some(Right::Create),
+            Self::Attach(_)
+            | Self::Detach(_)
+            | Self::AttachSnapshot(_)
+            | Self::DetachSnapshot(_) => Some(Right::Attach),
             Self::SelfTest
             | Self::BenchCipher
             | Self::BenchVolume
@@ -62,6 +74,8 @@ impl Route {
             | Self::FlattenPlan(_)
             | Self::Flatten(_)
             | Self::Adopt(_)
+            | Self::DeleteSnapshot(_)
+            | Self::SnapshotChanges(..)
             | Self::CreateKey => Some(Right::Administer),
         }
     }
@@ -133,6 +147,23 @@ async fn carry_out(
                 .await?,
         ),
         Route::Adopt(name) => json(&daemon.adopt_volume(caller, name, message(body)?).await?),
+        Route::ListSnapshots(volume) => json(&daemon.list_snapshots(volume).await?),
+        Route::CreateSnapshots => json(&daemon.create_snapshots(caller, message(body)?).await?),
+        Route::ShowSnapshot(name) => json(&daemon.show_snapshot(&name).await?),
+        Route::DeleteSnapshot(name) => json(&daemon.delete_snapshot(caller, name).await?),
+        Route::AttachSnapshot(name) => json(
+            &daemon
+                .attach_snapshot(caller, name, message_or_default(body)?)
+                .await?,
+        ),
+        Route::DetachSnapshot(name) => json(
+            &daemon
+                .detach_snapshot(name, message_or_default(body)?)
+                .await?,
+        ),
+        Route::SnapshotChanges(name, offset) => {
+            json(&daemon.snapshot_changes(&name, offset).await?)
+        }
         Route::ListKeys(provider) => json(&daemon.list_keys(provider.as_deref()).await?),
         Route::CreateKey => json(&daemon.create_key(caller, message(body)?).await?),
         Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
@@ -171,19 +202,31 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["volumes", name, "flatten"] if get => Route::FlattenPlan(name.parse()?),
         ["volumes", name, "flatten"] if post => Route::Flatten(name.parse()?),
         ["volumes", name, "adopt"] if post => Route::Adopt(name.parse()?),
-        ["volumes", name, "map"] if get => {
-            let offset = match parameter(query, "offset")? {
-                Some(text) => text
-                    .parse()
-                    .map_err(|_| Error::BadRequest(format!("offset={text} is no number")))?,
-                None => 0,
-            };
-            Route::Map(name.parse()?, offset)
+        ["volumes", name, "map"] if get => Route::Map(name.parse()?, offset(query)?),
+        ["snapshots"] if get => {
+            let volume = parameter(query, "volume")?;
+            Route::ListSnapshots(volume.map(|name| name.parse()).transpose()?)
+        }
+        ["snapshots"] if post => Route::CreateSnapshots,
+        ["snapshots", name] if get => Route::ShowSnapshot(name.parse()?),
+        ["snapshots", name] if delete => Route::DeleteSnapshot(name.parse()?),
+        ["snapshots", name, "attach"] if post => Route::AttachSnapshot(name.parse()?),
+        ["snapshots", name, "detach"] if post => Route::DetachSnapshot(name.parse()?),
+        ["snapshots", name, "changes"] if get => {
+            Route::SnapshotChanges(name.parse()?, offset(query)?)
         }
         ["keys"] if get => Route::ListKeys(parameter(query, "provider")?),
         ["keys"] if post => Route::CreateKey,
         ["keys", key] if get => Route::ShowKey(key.to_owned()),
         _ => return Err(no_such_call()),
+    })
+}
+
+/// The byte to begin at, in the query.
+fn offset(query: Option<&str>) -> Result<u64, Error> {
+    parameter(query, "offset")?.map_or(Ok(0), |text| {
+        text.parse()
+            .map_err(|_| Error::BadRequest(format!("offset={text} is no number")))
     })
 }
 
@@ -255,6 +298,7 @@ mod tests {
     #[test]
     fn every_documented_call_is_routed_with_its_right() {
         let v: VolumeName = "v".parse().expect("a name");
+        let snapshot = || "v@s".parse().expect("a name");
         let table = [
             (Method::GET, api::STATUS.to_owned(), Route::Status, None),
             (
@@ -344,7 +388,7 @@ mod tests {
             (
                 Method::GET,
                 "/v1/volumes/v/map?offset=4096".into(),
-                Route::Map(v, 4096),
+                Route::Map(v.clone(), 4096),
                 Some(Right::Administer),
             ),
             (
@@ -352,6 +396,48 @@ mod tests {
                 api::KEYS.to_owned(),
                 Route::ListKeys(None),
                 None,
+            ),
+            (
+                Method::GET,
+                "/v1/snapshots?volume=v".into(),
+                Route::ListSnapshots(Some(v.clone())),
+                None,
+            ),
+            (
+                Method::POST,
+                api::SNAPSHOTS.to_owned(),
+                Route::CreateSnapshots,
+                Some(Right::Create),
+            ),
+            (
+                Method::GET,
+                "/v1/snapshots/v@s".into(),
+                Route::ShowSnapshot(snapshot()),
+                None,
+            ),
+            (
+                Method::DELETE,
+                "/v1/snapshots/v%40s".into(),
+                Route::DeleteSnapshot(snapshot()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/snapshots/v@s/attach".into(),
+                Route::AttachSnapshot(snapshot()),
+                Some(Right::Attach),
+            ),
+            (
+                Method::POST,
+                "/v1/snapshots/v@s/detach".into(),
+                Route::DetachSnapshot(snapshot()),
+                Some(Right::Attach),
+            ),
+            (
+                Method::GET,
+                "/v1/snapshots/v@s/changes?offset=7".into(),
+                Route::SnapshotChanges(snapshot(), 7),
+                Some(Right::Administer),
             ),
             (
                 Method::GET,

@@ -28,7 +28,7 @@ use super::context;
 use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::keys::Subject;
+use crate::keys::{Subject, WrappedCopy};
 use crate::place::{Files, Place, examine_backing};
 use crate::registry::{Backing, NewVolume, WrappedBy};
 use crate::rights::Caller;
@@ -86,7 +86,9 @@ impl Daemon {
             sector_size: found.params.sector_size,
             key,
             backing,
+            layers_dir: None,
             layer,
+            parent: None,
             data_key: found.data_key,
         };
         self.record_adoption(caller, &new, &by, &found).await?;
@@ -210,12 +212,13 @@ impl Daemon {
             context: context(volume, found.data_key, sector_size),
         };
         let resolved = KeyRef::new(&by.provider, &by.key_id)?;
-        let blob = wrapped.blob.clone();
-        let unwrapped = self
-            .keys
-            .unwrap(caller, &subject, &resolved, blob, &memory)
-            .await?;
-        let cipher = VolumeKey::expand(unwrapped);
+        let copy = WrappedCopy {
+            subject,
+            key: resolved,
+            blob: wrapped.blob.clone(),
+        };
+        let mut keys = self.keys.unwrap_all(caller, vec![copy], &memory).await?;
+        let cipher = VolumeKey::expand(keys.remove(0));
         let pins = verify_layer(&files.data, &files.meta, &cipher, found)
             .await
             .map_err(Error::volume(name))?;

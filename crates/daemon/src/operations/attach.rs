@@ -1,8 +1,10 @@
 //! `volume attach`: from the registry to an export.
 //!
 //! ```text
-//! registry ─▶ files, locked ─▶ wrapped key ─▶ key child ─▶ locked memory ─▶ commitment ─▶ volume::open ─▶ export
+//! registry ─▶ files, locked ─▶ wrapped keys ─▶ key child ─▶ locked memory ─▶ commitments ─▶ volume::open ─▶ export
 //! ```
+//! What a volume and a snapshot have in common is in `stack.rs`.
+//!
 //! What always holds: nothing is written to the layer before the key has proved to be the pinned one
 //! and the superblock has agreed with the registry; the encryption context comes from the registry;
 //! whatever fails on the way leaves no key in memory and no lock on a file, and a record with its cause in the audit log.
@@ -10,23 +12,18 @@
 use std::sync::Arc;
 
 use sealvol_control::api::{self, VolumeName};
-use sealvol_control::key_ref::KeyRef;
-use sealvol_crypto::{SectorCipher, VolumeKey};
-use sealvol_store::{Caching, FileStore, Store as _};
-use sealvol_volume::{
-    LayerParts, Volume, VolumeError, WrappedKey, open_rolled_back, read_keys, read_layer,
-};
+use sealvol_store::FileStore;
+use sealvol_volume::{Volume, open_rolled_back, read_keys, read_layer};
 
-use super::{pins, subject};
+use super::stack::{Opening, about, discard_caches};
 use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
-use crate::host::{Accepted, LayerHost};
-use crate::place::{Files, Place};
+use crate::host::Accepted;
+use crate::place::Files;
 use crate::registry::{Attached, LayerRow, VolumeRow};
 use crate::rights::Caller;
-use crate::working_state::WorkingState;
 
 impl Daemon {
     pub(crate) async fn attach_volume(
@@ -88,7 +85,7 @@ impl Daemon {
     }
 
     /// Who may open the export: those named, else those configured, else the caller and root.
-    fn allowed(&self, caller: Caller, named: Option<Vec<u32>>) -> Vec<u32> {
+    pub(super) fn allowed(&self, caller: Caller, named: Option<Vec<u32>>) -> Vec<u32> {
         let mut allow = named
             .or_else(|| self.config.nbd_allow.clone())
             .unwrap_or_else(|| vec![0, caller.uid]);
@@ -135,8 +132,8 @@ impl Daemon {
                 loss,
             });
         }
-        let layer = self.top_layer(row).await?;
-        let place = Place::of(&row.backing, layer.id, &self.state.layers());
+        let layers = self.stack(row, row.top).await?;
+        let layer = &layers[0];
         let (store_access, access) = if attached.read_only {
             (
                 sealvol_store::Access::ReadOnly,
@@ -148,7 +145,13 @@ impl Daemon {
                 sealvol_volume::Access::Writable,
             )
         };
-        let files = open_files(row, &place, store_access, attached.direct).await?;
+        let opening = Opening {
+            caller,
+            row,
+            direct: attached.direct,
+            accepted: Accepted::Nothing,
+        };
+        let files = self.open_files(opening, layer, store_access).await?;
         let accepted = match (&row.loss, accepts.loss) {
             (Some(loss), _) => {
                 self.record_acceptance(caller, row, Operation::AcceptLoss, loss)
@@ -164,35 +167,24 @@ impl Daemon {
             }
             (None, false) => Accepted::Nothing,
         };
-        let older = accepts.rollback && self.accept_rollback(caller, row, &layer, &files).await?;
-        let accepted = if older { Accepted::Rollback } else { accepted };
-        let wrapped = wrapped_key(row, &layer, &files).await?;
-        let cipher = self.load_key(caller, row, &layer, wrapped).await?;
-        let host = Arc::new(LayerHost {
-            layer: layer.id,
-            registry: self.registry.clone(),
-            audit: self.audit.clone(),
-            damage: about(row, Operation::Damage, Self::itself()),
-            runtime: self.runtime.clone(),
-            map_cache: Arc::clone(&self.map_cache),
-            working: WorkingState::new(&self.working_dir, layer.id, self.boot),
-            boot: self.boot,
-            opened_in: layer.boot,
+        let older = accepts.rollback && self.accept_rollback(caller, row, layer, &files).await?;
+        let wrapped = read_keys(&files.meta).await.map_err(Error::volume(name))?;
+        let mut ciphers = self.load_keys(opening, &layers, &wrapped).await?;
+        // What was accepted for the top says nothing of what lies below, but for a loss.
+        let opening = Opening {
             accepted,
-        });
-        let pins = pins(row, &layer);
-        let Files { data, meta } = files;
-        let top = LayerParts {
-            data,
-            meta,
-            cipher: Arc::new(cipher),
-            pins,
-            host,
+            ..opening
         };
+        let below = self.open_below(opening, &layers[1..], &mut ciphers).await?;
+        let opening = Opening {
+            accepted: if older { Accepted::Rollback } else { accepted },
+            ..opening
+        };
+        let top = self.parts(opening, layer, files, &ciphers[&layer.data_key]);
         let opened = if older {
-            open_rolled_back(Vec::new(), top, access).await
+            open_rolled_back(below, top, access).await
         } else {
-            sealvol_volume::open(Vec::new(), top, access).await
+            sealvol_volume::open(below, top, access).await
         };
         let volume = opened.map_err(Error::volume(name))?;
         if let Some(repaired) = volume.repaired() {
@@ -212,42 +204,6 @@ impl Daemon {
                 .await?;
         }
         Ok(volume)
-    }
-
-    async fn top_layer(&self, row: &VolumeRow) -> Result<LayerRow, Error> {
-        let (id, top) = (row.id, row.top);
-        let layers = self
-            .registry
-            .call(move |registry| registry.layers(id, top))
-            .await?;
-        let missing =
-            || Error::Internal(format!("volume {}: its layer is not registered", row.name));
-        layers.into_iter().next().ok_or_else(missing)
-    }
-
-    /// Unwraps the data key into locked memory and expands it, if it is the pinned one.
-    async fn load_key(
-        &self,
-        caller: Caller,
-        row: &VolumeRow,
-        layer: &LayerRow,
-        wrapped: WrappedKey,
-    ) -> Result<SectorCipher, Error> {
-        let memory = self.memory.ready()?;
-        // By the resolved id: a name may have come to mean another key.
-        let key = KeyRef::new(&layer.wrapped_by.provider, &layer.wrapped_by.key_id)?;
-        let subject = subject(row, layer);
-        let unwrapped = self
-            .keys
-            .unwrap(caller, &subject, &key, wrapped.blob, &memory)
-            .await?;
-        if layer
-            .commitment
-            .is_some_and(|pinned| pinned != unwrapped.commitment())
-        {
-            return Err(Error::volume(&row.name)(VolumeError::WrongKey));
-        }
-        Ok(VolumeKey::expand(unwrapped))
     }
 
     /// Whether the layer is older than what is relied on; that this is accepted stands in the audit log then.
@@ -320,82 +276,10 @@ pub(super) struct Accepts {
     rollback: bool,
 }
 
-/// A record about a volume.
-fn about(row: &VolumeRow, operation: Operation, caller: Caller) -> Record {
-    Record {
-        volume: Some(row.id.to_string()),
-        name: Some(row.name.to_string()),
-        ..Record::of(operation, caller)
-    }
-}
-
 /// Whether the record of the key's use says it already, or no record can be written.
-fn is_recorded(error: &Error) -> bool {
+pub(super) fn is_recorded(error: &Error) -> bool {
     matches!(
         error,
         Error::Key { .. } | Error::KeyChild { .. } | Error::Audit { .. }
     )
-}
-
-/// Opens the layer's files, if they can be reached as was asked for.
-async fn open_files(
-    row: &VolumeRow,
-    place: &Place,
-    access: sealvol_store::Access,
-    direct: bool,
-) -> Result<Files, Error> {
-    let caching = if direct {
-        Caching::Direct
-    } else {
-        Caching::PageCache
-    };
-    let opened = place.open(access, caching).await;
-    let files = opened.map_err(Error::store(&row.name))?;
-    let (unit, sector) = (files.data.write_unit(), row.sector_size.bytes() as u64);
-    if unit > sector {
-        // Sectors beside the written one would have to be read and written with it, and a write to
-        // one of them at the same time could be undone.
-        return Err(Error::DirectUnit {
-            name: row.name.clone(),
-            unit,
-            sector,
-        });
-    }
-    Ok(files)
-}
-
-/// Forgets what the page cache shows and the disk may not have (rule R6).
-async fn discard_caches(row: &VolumeRow, files: &Files) -> Result<(), Error> {
-    for store in [&files.meta, &files.data] {
-        let discarded = store.discard_cache().await;
-        discarded.map_err(Error::store(&row.name))?;
-    }
-    Ok(())
-}
-
-/// The wrapped copy of the layer's data key. The store says so; unwrapping under the registry's
-/// context is what proves it.
-async fn wrapped_key(
-    row: &VolumeRow,
-    layer: &LayerRow,
-    files: &Files,
-) -> Result<WrappedKey, Error> {
-    let keys = read_keys(&files.meta)
-        .await
-        .map_err(Error::volume(&row.name))?;
-    let by = &layer.wrapped_by;
-    let mut copies = keys
-        .into_iter()
-        .filter(|key| key.data_key == layer.data_key)
-        .peekable();
-    let Some(first) = copies.peek() else {
-        return Err(Error::NoWrappedKey(row.name.clone()));
-    };
-    let found = format!("{}:{}", first.provider, first.key_id);
-    let ours = copies.find(|key| key.provider == by.provider && key.key_id == by.key_id);
-    ours.ok_or_else(|| Error::OtherKey {
-        name: row.name.clone(),
-        found,
-        expected: format!("{}:{}", by.provider, by.key_id),
-    })
 }

@@ -45,6 +45,7 @@ impl Daemon {
             key: None,
             sector_size: None,
             backing: None,
+            layers_dir: None,
         };
         let _turn = self.turn(&create.name).await;
         let new = self.check_create(caller, &create).await?;
@@ -67,9 +68,9 @@ impl Daemon {
         measurement: Measurement,
     ) -> Result<bench::VolumeReport, Error> {
         let by = self.make_layer(caller, new, place).await?;
-        let (layer, name) = (new.layer, new.name.clone());
+        let (id, data_key, name) = (new.id, new.data_key, new.name.clone());
         let row = self.registry.call(move |registry| {
-            registry.set_wrapped(layer, &by)?;
+            registry.set_wrapped(id, data_key, &by)?;
             registry.volume(&name)
         });
         let row = row.await?;

@@ -4,7 +4,9 @@
 //! generated wrapped → layer, durable → registry (*available*). What is found *creating* at the next
 //! start is undone; so is what fails on the way.
 
-use sealvol_control::api;
+use std::path::{Path, PathBuf};
+
+use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::Right;
 use sealvol_crypto::UnitSize;
@@ -34,9 +36,9 @@ impl Daemon {
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
         match self.make_layer(caller, &new, &place).await {
             Ok(by) => {
-                let (id, layer) = (new.id, new.layer);
+                let (id, keys) = (new.id, [(new.data_key, by)]);
                 self.registry
-                    .call(move |registry| registry.finish_create(id, layer, &by))
+                    .call(move |registry| registry.finish_create(id, &keys))
                     .await?;
                 tracing::info!(volume = %new.name, id = %new.id, size = new.size, "created");
                 self.show_volume(&new.name).await
@@ -71,6 +73,10 @@ impl Daemon {
                 backing
             }
         };
+        let layers_dir = match &request.layers_dir {
+            None => None,
+            Some(path) => Some(self.check_layers_dir(caller, &name, path, request.size)?),
+        };
         Ok(NewVolume {
             id: VolumeId::random(),
             name,
@@ -79,7 +85,9 @@ impl Daemon {
             sector_size,
             key,
             backing,
+            layers_dir,
             layer: LayerId::random(),
+            parent: None,
             data_key: DataKeyId::random(),
         })
     }
@@ -102,6 +110,25 @@ impl Daemon {
                 path: path.clone(),
                 uid: caller.uid,
             })
+        }
+    }
+
+    /// The directory for further layers as it is really called.
+    fn check_layers_dir(
+        &self,
+        caller: Caller,
+        name: &VolumeName,
+        path: &Path,
+        size: u64,
+    ) -> Result<PathBuf, Error> {
+        let backing = examine_backing(name, path, size)?;
+        self.check_backing(caller, &backing)?;
+        match backing {
+            Backing::Directory(path) => Ok(path),
+            Backing::State | Backing::Device(_) => Err(Error::Backing {
+                path: path.to_owned(),
+                cause: "further layers go into a directory".to_owned(),
+            }),
         }
     }
 
@@ -150,7 +177,7 @@ impl Daemon {
         let params = LayerParams {
             volume: new.id,
             layer: new.layer,
-            parent: None,
+            parent: new.parent,
             size: new.size,
             sector_size: new.sector_size,
         };
@@ -167,10 +194,10 @@ impl Daemon {
             tracing::warn!(volume = %new.name, %error, "files of the failed creation stay for now");
             return;
         }
-        let id = new.id;
+        let (id, layer) = (new.id, new.layer);
         if let Err(error) = self
             .registry
-            .call(move |registry| registry.forget(id))
+            .call(move |registry| registry.forget(id, &[layer]))
             .await
         {
             tracing::warn!(volume = %new.name, %error, "the failed creation stays registered for now");

@@ -1,17 +1,18 @@
 //! `volume delete`.
 //!
-//! With `--shred` the wrapped keys are overwritten in both slots, durably, before anything else. Then
+//! With `--shred` the wrapped keys are overwritten in both slots of each layer, durably, before anything else. Then
 //! registry (*deleting*) → files gone, durably → registry row gone. What is found *deleting* at the
 //! next start is finished then.
+//!
+//! What always holds: a layer that another volume stands on stays, and its wrapped keys with it.
 
-use sealvol_control::api::{self, VolumeName};
+use sealvol_control::api::{self, SnapshotRef, VolumeName};
 use sealvol_volume::destroy_keys;
 
 use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::place::Place;
-use crate::registry::VolumeRow;
+use crate::registry::{LayerRow, VolumeRow};
 use crate::rights::Caller;
 
 impl Daemon {
@@ -26,7 +27,23 @@ impl Daemon {
         if row.attached.is_some() || self.exports.get(name.as_str()).is_some() {
             return Err(Error::Attached(name));
         }
-        let place = Place::of(&row.backing, row.top, &self.state.layers());
+        let count = self.deletable_snapshots(&row).await?;
+        if count > 0 && !request.snapshots {
+            return Err(Error::HasSnapshots { name, count });
+        }
+        let own = self.layers_of_none_but(&row).await?;
+        let stack = self.stack(&row, row.top).await?;
+        let kept: Vec<&LayerRow> = stack
+            .iter()
+            .filter(|layer| own.iter().all(|own| own.id != layer.id))
+            .collect();
+        let shared = kept.iter().filter(|layer| layer.volume == row.id).count();
+        if request.shred && shared > 0 {
+            return Err(Error::LayersShared {
+                name,
+                layers: shared,
+            });
+        }
         let operation = if request.shred {
             Operation::Shred
         } else {
@@ -34,25 +51,72 @@ impl Daemon {
         };
         self.record_delete(caller, &row, operation).await?;
         if request.shred {
-            let directory = place.directory().map_err(Error::store(&name))?;
-            destroy_keys(&directory)
-                .await
-                .map_err(Error::volume(&name))?;
+            for layer in &own {
+                let directory = self.place_of(layer).directory();
+                let directory = directory.map_err(Error::store(&name))?;
+                destroy_keys(&directory)
+                    .await
+                    .map_err(Error::volume(&name))?;
+            }
         }
         let id = row.id;
         self.registry
             .call(move |registry| registry.begin_delete(id))
             .await?;
-        place.remove().await.map_err(Error::store(&name))?;
-        self.registry
-            .call(move |registry| registry.forget(id))
-            .await?;
+        self.remove_volume(&row, own).await?;
         self.failures.clear(name.as_str());
         tracing::info!(volume = %name, %id, shredded = request.shred, "deleted");
         Ok(api::Deleted {
             name,
             shredded: request.shred,
+            layers_kept: kept.len(),
         })
+    }
+
+    /// How many snapshots would go with the volume, if none of them is in use.
+    async fn deletable_snapshots(&self, row: &VolumeRow) -> Result<usize, Error> {
+        let id = row.id;
+        let snapshots = self
+            .registry
+            .call(move |registry| registry.snapshots(id))
+            .await?;
+        for snapshot in &snapshots {
+            let name = SnapshotRef {
+                volume: row.name.clone(),
+                name: snapshot.name.clone(),
+            };
+            if self.exports.get(&name.to_string()).is_some() {
+                return Err(Error::SnapshotAttached(name));
+            }
+        }
+        Ok(snapshots.len())
+    }
+
+    /// The layers that go with a volume.
+    pub(super) async fn layers_of_none_but(&self, row: &VolumeRow) -> Result<Vec<LayerRow>, Error> {
+        let id = row.id;
+        let layers = self
+            .registry
+            .call(move |registry| registry.layers_of_none_but(id));
+        Ok(layers.await?)
+    }
+
+    /// Removes the files of layers that nobody else needs, the top first, and forgets them with their volume.
+    pub(super) async fn remove_volume(
+        &self,
+        row: &VolumeRow,
+        layers: Vec<LayerRow>,
+    ) -> Result<(), Error> {
+        for layer in &layers {
+            let removed = self.place_of(layer).remove().await;
+            removed.map_err(Error::store(&row.name))?;
+        }
+        let id = row.id;
+        let layers: Vec<_> = layers.into_iter().map(|layer| layer.id).collect();
+        self.registry
+            .call(move |registry| registry.forget(id, &layers))
+            .await?;
+        Ok(())
     }
 
     async fn record_delete(

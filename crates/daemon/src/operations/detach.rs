@@ -44,7 +44,7 @@ impl Daemon {
     /// Drains, closes and forgets an export; lets clients in again if it cannot be closed.
     pub(super) async fn take_down(
         &self,
-        name: &VolumeName,
+        volume: &VolumeName,
         export: Arc<Export>,
         force: bool,
     ) -> Result<(), Error> {
@@ -54,11 +54,12 @@ impl Daemon {
             // A client that has just left is counted until its last requests have ended.
             let _ = tokio::time::timeout(LEAVING, export.idle()).await;
             let clients = |count| Error::ClientsConnected {
-                name: name.clone(),
+                name: export.name.clone(),
                 count,
             };
             export.begin_drain_unused().map_err(clients)?;
         }
+        let name = export.name.clone();
         export.idle().await;
         match close(&export.volume).await {
             Ok(()) => {}
@@ -67,11 +68,11 @@ impl Daemon {
             }
             Err(error) => {
                 export.end_drain();
-                return Err(Error::volume(name)(error));
+                return Err(Error::volume(volume)(error));
             }
         }
-        self.exports.remove(name.as_str());
-        wiped(name.as_str(), export).await;
+        self.exports.remove(&name);
+        wiped(&name, export).await;
         Ok(())
     }
 

@@ -10,7 +10,6 @@ use sealvol_control::api::{self, VolumeName};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
-use crate::place::Place;
 use crate::registry::VolumeRow;
 
 use std::sync::Arc;
@@ -31,12 +30,7 @@ impl Daemon {
     ) -> Result<api::Flattened, Error> {
         let _turn = self.turn(name).await;
         let row = self.registered(name).await?;
-        let (id, top) = (row.id, row.top);
-        let layers = self
-            .registry
-            .call(move |registry| registry.layers(id, top))
-            .await?
-            .len();
+        let layers = self.stack(&row, row.top).await?.len();
         if !request.materialise {
             return Ok(api::Flattened {
                 layers,
@@ -70,8 +64,8 @@ impl Daemon {
     }
 
     async fn plan(&self, row: &VolumeRow, export: &Export) -> Result<api::FlattenPlan, Error> {
-        let place = Place::of(&row.backing, row.top, &self.state.layers());
-        let free = place.free().map_err(|error| {
+        let layers = self.stack(row, row.top).await?;
+        let free = self.place_of(&layers[0]).free().map_err(|error| {
             Error::Internal(format!("the space for volume {}: {error}", row.name))
         })?;
         let zeros = export.volume.holes().await;

@@ -15,13 +15,18 @@ mod limit;
 mod recover;
 mod resize;
 mod show;
+mod snapshot;
+mod snapshot_attach;
+mod snapshot_show;
+mod stack;
 
 use sealvol_control::keychild::Context;
 use sealvol_crypto::UnitSize;
 use sealvol_volume::{DataKeyId, LayerParams, Pins, VolumeId, params_digest};
 
-use crate::keys::Subject;
 use crate::registry::{LayerRow, VolumeRow};
+
+pub(crate) use stack::OpenLayers;
 
 /// The encryption context of a data key, from what the registry says of its volume.
 fn context(volume: VolumeId, data_key: DataKeyId, sector_size: UnitSize) -> Context {
@@ -34,20 +39,17 @@ fn context(volume: VolumeId, data_key: DataKeyId, sector_size: UnitSize) -> Cont
     ])
 }
 
-fn subject(row: &VolumeRow, layer: &LayerRow) -> Subject {
-    Subject {
-        id: row.id,
-        name: row.name.clone(),
-        context: context(row.id, layer.data_key, row.sector_size),
-    }
-}
-
+/// What the registry is sure of about a layer of a volume. Of the top its size may be what it is to grow to.
 fn pins(row: &VolumeRow, layer: &LayerRow) -> Pins {
     let params = LayerParams {
-        volume: row.id,
+        volume: layer.volume,
         layer: layer.id,
         parent: layer.parent,
-        size: row.size,
+        size: if layer.id == row.top {
+            row.size.max(layer.size)
+        } else {
+            layer.size
+        },
         sector_size: row.sector_size,
     };
     Pins {

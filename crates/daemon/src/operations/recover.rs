@@ -4,14 +4,13 @@
 //! What no registry row names is never touched: it may be all that is left of a lost registry.
 
 use futures_util::StreamExt as _;
-use sealvol_control::api::VolumeName;
+use sealvol_control::api::{SnapshotRef, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::Service;
 
 use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::place::Place;
 use crate::registry::{RowState, VolumeRow};
 use crate::working_state::WorkingState;
 
@@ -36,14 +35,10 @@ impl Daemon {
     }
 
     async fn clean_up_one(&self, row: &VolumeRow) -> Result<(), Error> {
-        let place = Place::of(&row.backing, row.top, &self.state.layers());
-        place.remove().await.map_err(Error::store(&row.name))?;
+        let layers = self.layers_of_none_but(row).await?;
+        self.remove_volume(row, layers).await?;
         // A temporary volume was in use when the daemon died. What is not there need not go.
         let _ = WorkingState::new(&self.working_dir, row.top, self.boot).end();
-        let id = row.id;
-        self.registry
-            .call(move |registry| registry.forget(id))
-            .await?;
         tracing::info!(volume = %row.name, state = ?row.state, "cleaned up after an interruption");
         Ok(())
     }
@@ -97,13 +92,44 @@ impl Daemon {
     /// When the registry cannot be read.
     pub(crate) async fn attach_all_again(&self) -> Result<(), Error> {
         let rows = self.registry.call(|registry| registry.volumes()).await?;
+        let mut snapshots = Vec::new();
+        for row in &rows {
+            let id = row.id;
+            let of_volume = self
+                .registry
+                .call(move |registry| registry.snapshots(id))
+                .await?;
+            let attached = of_volume.into_iter().filter(|row| row.attached.is_some());
+            snapshots.extend(attached.map(|snapshot| SnapshotRef {
+                volume: row.name.clone(),
+                name: snapshot.name,
+            }));
+        }
         let attached = rows.into_iter().filter(|row| row.attached.is_some());
         let tasks = attached.map(|row| self.attach_again_or_tell(row.name));
         futures_util::stream::iter(tasks)
             .buffer_unordered(AT_ONCE)
             .collect::<Vec<_>>()
             .await;
+        let tasks = snapshots
+            .into_iter()
+            .map(|name| self.attach_snapshot_again_or_tell(name));
+        futures_util::stream::iter(tasks)
+            .buffer_unordered(AT_ONCE)
+            .collect::<Vec<_>>()
+            .await;
         Ok(())
+    }
+
+    async fn attach_snapshot_again_or_tell(&self, name: SnapshotRef) {
+        let Ok(_leave) = self.leave().await else {
+            return;
+        };
+        if let Err(error) = self.attach_snapshot_again(&name).await {
+            tracing::error!(snapshot = %name, %error, "cannot be attached again");
+            self.failures
+                .set(&name.to_string(), reply::in_words(&error));
+        }
     }
 
     async fn attach_again_or_tell(&self, name: VolumeName) {

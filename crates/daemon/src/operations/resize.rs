@@ -10,7 +10,6 @@ use sealvol_volume::{VolumeError, check_size};
 
 use crate::daemon::Daemon;
 use crate::error::Error;
-use crate::place::Place;
 use crate::registry::VolumeRow;
 
 impl Daemon {
@@ -47,8 +46,9 @@ impl Daemon {
     }
 
     async fn lengthen(&self, row: &VolumeRow, size: u64) -> Result<(), Error> {
-        let place = Place::of(&row.backing, row.top, &self.state.layers());
-        let files = place
+        let layers = self.stack(row, row.top).await?;
+        let files = self
+            .place_of(&layers[0])
             .open(Access::Writable, Caching::PageCache)
             .await
             .map_err(Error::store(&row.name))?;

@@ -1,37 +1,40 @@
 //! `volume list`, `volume show`, `volume map`, `status`: looking, without changing anything.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sealvol_control::api::{self, VolumeName, VolumeState};
 use sealvol_crypto::UnitSize;
-use sealvol_volume::BlockState;
+use sealvol_volume::{BlockState, DataKeyId, LayerId, VolumeId};
 
 use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
 use crate::limits::Limits;
-use crate::registry::{Backing, LayerRow, RowState, VolumeRow};
+use crate::registry::{
+    Attached, Backing, Database, LayerRow, RegistryError, RowState, SnapshotRow, VolumeRow,
+    WrappedBy,
+};
 
 impl Daemon {
     pub(crate) async fn show_volume(&self, name: &VolumeName) -> Result<api::Volume, Error> {
         let row = self.registered(name).await?;
         let (id, top) = (row.id, row.top);
-        let layers = self
+        let parts = self
             .registry
-            .call(move |registry| registry.layers(id, top))
+            .call(move |registry| parts(registry, id, top))
             .await?;
-        Ok(self.describe(row, &layers))
+        Ok(self.describe(row, parts))
     }
 
     pub(crate) async fn list_volumes(&self) -> Result<api::VolumeList, Error> {
         let rows = self.registry.call(|registry| {
             let mut rows = Vec::new();
             for row in registry.volumes()? {
-                let layers = registry.layers(row.id, row.top)?;
-                rows.push((row, layers));
+                let parts = parts(registry, row.id, row.top)?;
+                rows.push((row, parts));
             }
             Ok(rows)
         });
@@ -40,9 +43,7 @@ impl Daemon {
             .into_iter()
             .filter(|(row, _)| row.state == RowState::Available);
         Ok(api::VolumeList {
-            volumes: rows
-                .map(|(row, layers)| self.describe(row, &layers))
-                .collect(),
+            volumes: rows.map(|(row, parts)| self.describe(row, parts)).collect(),
         })
     }
 
@@ -130,7 +131,7 @@ impl Daemon {
         })
     }
 
-    fn describe(&self, row: VolumeRow, layers: &[LayerRow]) -> api::Volume {
+    fn describe(&self, row: VolumeRow, parts: Parts) -> api::Volume {
         let export = self.exports.get(row.name.as_str());
         let state = match &export {
             Some(export) if export.volume.failed().is_some() => VolumeState::Failed,
@@ -138,8 +139,16 @@ impl Daemon {
             None if row.attached.is_some() => VolumeState::Error,
             None => VolumeState::Available,
         };
-        let attachment = export.as_ref().map(|export| self.attachment(&row, export));
-        let wrapped_by = layers.first().map(|layer| layer.wrapped_by.clone());
+        let attachment = export
+            .as_ref()
+            .map(|export| self.attachment(row.attached.as_ref(), export));
+        let top = parts.layers.first();
+        let wrapped_by = top.and_then(|layer| parts.data_keys.get(&layer.data_key).cloned());
+        let layers: Vec<_> = parts
+            .layers
+            .iter()
+            .map(|layer| self.layer(&row, layer, &parts.snapshots))
+            .collect();
         api::Volume {
             id: row.id.to_string(),
             size: export
@@ -156,23 +165,24 @@ impl Daemon {
                 .as_ref()
                 .map_or_else(String::new, |by| by.key_id.clone()),
             key_version: wrapped_by.map_or(0, |by| by.key_version),
-            backing: match row.backing {
-                Backing::State => self.state.layers(),
-                Backing::Directory(path) | Backing::Device(path) => path,
-            },
+            backing: self.backing(&row.backing),
             limits: limits(row.limits),
             attachment,
             loss: row.loss,
             attach_failure: self.failures.of(row.name.as_str()),
-            layers: layers.iter().map(layer).collect(),
+            depth: layers.len(),
+            layers,
             name: row.name,
         }
     }
 
-    fn attachment(&self, row: &VolumeRow, export: &Arc<Export>) -> api::Attachment {
-        let attached = row.attached.as_ref();
+    pub(super) fn attachment(
+        &self,
+        attached: Option<&Attached>,
+        export: &Arc<Export>,
+    ) -> api::Attachment {
         api::Attachment {
-            uri: uri(&row.name, &self.nbd_socket),
+            uri: uri(&export.name, &self.nbd_socket),
             read_only: export.read_only,
             allow: attached
                 .map(|attached| attached.allow.clone())
@@ -180,6 +190,28 @@ impl Daemon {
             attached_by: attached.map_or(0, |attached| attached.by),
             connections: export.connected(),
             access: export.volume.access_path().to_owned(),
+        }
+    }
+
+    fn layer(&self, row: &VolumeRow, layer: &LayerRow, snapshots: &[SnapshotRow]) -> api::Layer {
+        let mut of_layer = snapshots
+            .iter()
+            .filter(|snapshot| snapshot.layer == layer.id);
+        api::Layer {
+            id: layer.id.to_string(),
+            data_key: layer.data_key.to_string(),
+            generation: layer.generation,
+            sealed: layer.sealed,
+            backing: self.backing(&layer.backing),
+            from_volume: (layer.volume != row.id).then(|| layer.volume.to_string()),
+            snapshot: of_layer.next().map(|snapshot| snapshot.name.clone()),
+        }
+    }
+
+    fn backing(&self, backing: &Backing) -> PathBuf {
+        match backing {
+            Backing::State => self.state.layers(),
+            Backing::Directory(path) | Backing::Device(path) => path.clone(),
         }
     }
 }
@@ -197,18 +229,26 @@ fn limits(limits: Limits) -> Option<api::Limits> {
     })
 }
 
-fn layer(row: &LayerRow) -> api::Layer {
-    api::Layer {
-        id: row.id.to_string(),
-        data_key: row.data_key.to_string(),
-        generation: row.generation,
-    }
+/// What belongs to a volume in the registry.
+struct Parts {
+    /// From the top down.
+    layers: Vec<LayerRow>,
+    data_keys: HashMap<DataKeyId, WrappedBy>,
+    snapshots: Vec<SnapshotRow>,
+}
+
+fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Parts, RegistryError> {
+    Ok(Parts {
+        layers: registry.stack(top)?,
+        data_keys: registry.data_keys(volume)?,
+        snapshots: registry.snapshots(volume)?,
+    })
 }
 
 /// The NBD URI of an export on a Unix socket (NBD project, uri.md).
-fn uri(name: &VolumeName, socket: &Path) -> String {
+fn uri(name: &str, socket: &Path) -> String {
     format!("nbd+unix:///{name}?socket={}", socket.display())
 }
 
 /// Some megabytes of JSON.
-const MAP_RUNS_MAX: usize = 32 * 1024;
+pub(super) const MAP_RUNS_MAX: usize = 32 * 1024;

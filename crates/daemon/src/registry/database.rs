@@ -1,6 +1,6 @@
 //! The calls of the registry, each one transaction.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, named_params, params};
 use sealvol_control::api::VolumeName;
@@ -13,12 +13,12 @@ use super::{RegistryError, schema};
 use crate::limits::Limits;
 use crate::working_state::BootId;
 
-type Result<T> = std::result::Result<T, RegistryError>;
+pub(super) type Result<T> = std::result::Result<T, RegistryError>;
 
 /// The registry, for the thread that owns it.
 #[derive(Debug)]
 pub(crate) struct Database {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 /// A volume to be.
@@ -38,8 +38,12 @@ pub(crate) struct NewVolume {
     pub key: KeyRef,
     /// Where the ciphertext goes.
     pub backing: Backing,
-    /// Its first layer.
+    /// Where further layers go, if not there.
+    pub layers_dir: Option<PathBuf>,
+    /// Its first layer of its own.
     pub layer: LayerId,
+    /// The layer of another volume that it stands on, for a clone.
+    pub parent: Option<LayerId>,
     /// The data key of its first layer.
     pub data_key: DataKeyId,
 }
@@ -71,25 +75,6 @@ impl Database {
         Ok(row.optional()?)
     }
 
-    /// The layers of a volume, from the top down.
-    pub(crate) fn layers(&mut self, volume: VolumeId, top: LayerId) -> Result<Vec<LayerRow>> {
-        let sql = format!(
-            "SELECT {} FROM layers WHERE volume = ?1",
-            rows::LAYER_COLUMNS
-        );
-        let mut statement = self.connection.prepare(&sql)?;
-        let rows = statement.query_map([volume.to_string()], rows::layer)?;
-        let mut left: Vec<LayerRow> = rows.collect::<rusqlite::Result<_>>()?;
-        let mut stack = Vec::with_capacity(left.len());
-        let mut next = Some(top);
-        while let Some(at) = next.and_then(|id| left.iter().position(|layer| layer.id == id)) {
-            let layer = left.swap_remove(at);
-            next = layer.parent;
-            stack.push(layer);
-        }
-        Ok(stack)
-    }
-
     /// Registers a volume in the state *creating*.
     pub(crate) fn begin_create(&mut self, new: &NewVolume) -> Result<()> {
         let transaction = self.connection.transaction()?;
@@ -107,15 +92,11 @@ impl Database {
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
         insert(&transaction, new)?;
+        insert_data_key(&transaction, new.id, new.data_key, by)?;
         transaction.execute(
-            "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4, generation = ?5,
-                 commitment = ?6, bound = ?7
-             WHERE id = ?1",
+            "UPDATE layers SET generation = ?2, commitment = ?3, bound = ?4 WHERE id = ?1",
             params![
                 new.layer.to_string(),
-                by.provider,
-                by.key_id,
-                by.key_version,
                 signed(generation)?,
                 commitment.map(|commitment| commitment.0),
                 commitment.is_some(),
@@ -128,20 +109,28 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
-    /// The layer's data key is wrapped by that key; the volume stays in its state.
-    pub(crate) fn set_wrapped(&mut self, layer: LayerId, by: &WrappedBy) -> Result<()> {
-        Ok(set_wrapped(&self.connection, layer, by)?)
-    }
-
-    /// The layer is complete on disk, wrapped by that key: the volume exists from here on.
-    pub(crate) fn finish_create(
+    /// The volume's data key is wrapped by that key; the volume stays in its state.
+    pub(crate) fn set_wrapped(
         &mut self,
         volume: VolumeId,
-        layer: LayerId,
+        data_key: DataKeyId,
         by: &WrappedBy,
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
-        set_wrapped(&transaction, layer, by)?;
+        insert_data_key(&transaction, volume, data_key, by)?;
+        Ok(transaction.commit()?)
+    }
+
+    /// The layer is complete on disk, with these data keys, wrapped so: the volume exists from here on.
+    pub(crate) fn finish_create(
+        &mut self,
+        volume: VolumeId,
+        keys: &[(DataKeyId, WrappedBy)],
+    ) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        for (data_key, by) in keys {
+            insert_data_key(&transaction, volume, *data_key, by)?;
+        }
         transaction.execute(
             "UPDATE volumes SET state = 'available' WHERE id = ?1",
             [volume.to_string()],
@@ -158,10 +147,16 @@ impl Database {
         Ok(())
     }
 
-    /// The files of the volume are gone, or were never complete: forget it.
-    pub(crate) fn forget(&mut self, volume: VolumeId) -> Result<()> {
+    /// The files of these layers, of which nobody else has need, are gone, or were never complete: forget them and the volume.
+    pub(crate) fn forget(&mut self, volume: VolumeId, layers: &[LayerId]) -> Result<()> {
         let transaction = self.connection.transaction()?;
-        transaction.execute("DELETE FROM layers WHERE volume = ?1", [volume.to_string()])?;
+        for layer in layers {
+            transaction.execute("DELETE FROM layers WHERE id = ?1", [layer.to_string()])?;
+        }
+        for table in ["snapshots", "data_keys"] {
+            let sql = format!("DELETE FROM {table} WHERE volume = ?1");
+            transaction.execute(&sql, [volume.to_string()])?;
+        }
         transaction.execute("DELETE FROM volumes WHERE id = ?1", [volume.to_string()])?;
         Ok(transaction.commit()?)
     }
@@ -229,9 +224,15 @@ impl Database {
         let transaction = self.connection.transaction()?;
         transaction.execute(
             "UPDATE layers SET generation = max(generation, ?2),
-                 commitment = coalesce(commitment, ?3), bound = 1, boot = ?4
+                 commitment = coalesce(commitment, ?3), bound = 1, boot = ?4, size = max(size, ?5)
              WHERE id = ?1",
-            params![layer.to_string(), signed(generation)?, commitment.0, boot],
+            params![
+                layer.to_string(),
+                signed(generation)?,
+                commitment.0,
+                boot,
+                signed(size)?
+            ],
         )?;
         transaction.execute(
             "UPDATE volumes SET size = max(size, ?2) WHERE top = ?1",
@@ -240,11 +241,14 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
-    /// Records a failed sync (rule R6). The first one stays: it is the one that lost something.
+    /// Records a failed sync (rule R6) for every volume that stands on the layer. The first one stays: it is the one that
+    /// lost something.
     pub(crate) fn record_loss(&mut self, layer: LayerId, loss: &str) -> Result<()> {
         self.connection.execute(
-            "UPDATE volumes SET loss = coalesce(loss, ?2)
-             WHERE id = (SELECT volume FROM layers WHERE id = ?1)",
+            "WITH RECURSIVE above (id) AS (
+                 SELECT ?1 UNION SELECT layers.id FROM layers JOIN above ON layers.parent = above.id
+             )
+             UPDATE volumes SET loss = coalesce(loss, ?2) WHERE top IN above",
             params![layer.to_string(), loss],
         )?;
         Ok(())
@@ -268,22 +272,14 @@ impl Database {
     }
 }
 
-fn set_wrapped(connection: &Connection, layer: LayerId, by: &WrappedBy) -> rusqlite::Result<()> {
-    let params = params![layer.to_string(), by.provider, by.key_id, by.key_version];
-    connection.execute(
-        "UPDATE layers SET provider = ?2, key_id = ?3, key_version = ?4 WHERE id = ?1",
-        params,
-    )?;
-    Ok(())
-}
-
 /// A volume in the state *creating*, and its layer.
 fn insert(transaction: &Transaction<'_>, new: &NewVolume) -> Result<()> {
     let (backing, path) = new.backing.columns();
     let inserted = transaction.execute(
             "INSERT INTO volumes
-                 (id, name, state, created, size, sector_size, key, backing, backing_path, top)
-             VALUES (:id, :name, 'creating', :created, :size, :sector_size, :key, :backing, :path, :top)
+                 (id, name, state, created, size, sector_size, key, backing, backing_path, top, layers_dir)
+             VALUES (:id, :name, 'creating', :created, :size, :sector_size, :key, :backing, :path, :top,
+                     :layers_dir)
              ON CONFLICT (name) DO NOTHING",
             named_params! {
                 ":id": new.id.to_string(),
@@ -295,19 +291,64 @@ fn insert(transaction: &Transaction<'_>, new: &NewVolume) -> Result<()> {
                 ":backing": backing,
                 ":path": path,
                 ":top": new.layer.to_string(),
+                ":layers_dir": new.layers_dir.as_ref().map(|path| path.to_string_lossy()),
             },
         )?;
     if inserted == 0 {
         return Err(RegistryError::NameTaken(new.name.to_string()));
     }
+    let layer = LayerRow {
+        id: new.layer,
+        volume: new.id,
+        parent: new.parent,
+        size: new.size,
+        backing: new.backing.clone(),
+        data_key: new.data_key,
+        sealed: false,
+        commitment: None,
+        generation: 0,
+        bound: false,
+        boot: None,
+    };
+    insert_layer(transaction, &layer)
+}
+
+/// A layer that is about to be made, or is complete and was never open.
+pub(super) fn insert_layer(transaction: &Transaction<'_>, layer: &LayerRow) -> Result<()> {
+    let (backing, path) = layer.backing.columns();
     transaction.execute(
-        "INSERT INTO layers (id, volume, data_key, provider, key_id, key_version)
-             VALUES (?1, ?2, ?3, ?4, '', 0)",
+        "INSERT INTO layers (id, volume, parent, size, backing, backing_path, data_key, commitment)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         params![
-            new.layer.to_string(),
-            new.id.to_string(),
-            new.data_key.to_string(),
-            new.key.provider(),
+            layer.id.to_string(),
+            layer.volume.to_string(),
+            layer.parent.map(|parent| parent.to_string()),
+            signed(layer.size)?,
+            backing,
+            path,
+            layer.data_key.to_string(),
+            layer.commitment.map(|commitment| commitment.0),
+        ],
+    )?;
+    Ok(())
+}
+
+/// What wraps a data key for a volume.
+pub(super) fn insert_data_key(
+    transaction: &Transaction<'_>,
+    volume: VolumeId,
+    data_key: DataKeyId,
+    by: &WrappedBy,
+) -> Result<()> {
+    transaction.execute(
+        "INSERT INTO data_keys (volume, data_key, provider, key_id, key_version)
+         VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![
+            volume.to_string(),
+            data_key.to_string(),
+            by.provider,
+            by.key_id,
+            by.key_version
         ],
     )?;
     Ok(())

@@ -13,7 +13,9 @@ fn new_volume(name: &str) -> NewVolume {
         sector_size: UnitSize::B512,
         key: "local:default".parse().expect("a key"),
         backing: Backing::Device("/dev/vdb".into()),
+        layers_dir: None,
         layer: LayerId::random(),
+        parent: None,
         data_key: DataKeyId::random(),
     }
 }
@@ -44,7 +46,7 @@ impl Fixture {
         fixture.database.begin_create(&new).expect("registered");
         fixture
             .database
-            .finish_create(new.id, new.layer, &by(3))
+            .finish_create(new.id, &[(new.data_key, by(3))])
             .expect("available");
         (fixture, new)
     }
@@ -57,10 +59,12 @@ impl Fixture {
     }
 
     fn top(&mut self, new: &NewVolume) -> LayerRow {
-        self.database
-            .layers(new.id, new.layer)
-            .expect("read")
-            .remove(0)
+        self.database.stack(new.layer).expect("read").remove(0)
+    }
+
+    fn wrapped_by(&mut self, new: &NewVolume) -> WrappedBy {
+        let keys = self.database.data_keys(new.id).expect("read");
+        keys[&new.data_key].clone()
     }
 
     fn reopened(self) -> Self {
@@ -80,7 +84,7 @@ fn a_volume_exists_only_when_its_layer_is_complete() {
     assert_eq!(fixture.row(&new.name).state, RowState::Creating);
     fixture
         .database
-        .finish_create(new.id, new.layer, &by(3))
+        .finish_create(new.id, &[(new.data_key, by(3))])
         .expect("available");
     let mut fixture = fixture.reopened();
     let row = fixture.row(&new.name);
@@ -95,7 +99,9 @@ fn a_volume_exists_only_when_its_layer_is_complete() {
         (new.key.clone(), None, None)
     );
     let layer = fixture.top(&new);
-    assert_eq!((layer.data_key, layer.wrapped_by), (new.data_key, by(3)));
+    assert_eq!((layer.data_key, layer.size), (new.data_key, new.size));
+    assert_eq!(layer.backing, new.backing);
+    assert_eq!(fixture.wrapped_by(&new), by(3));
     assert_eq!(
         (layer.commitment, layer.generation, layer.bound),
         (None, 0, false)
@@ -127,7 +133,8 @@ fn an_adopted_volume_is_there_with_its_pins_in_one_step() {
     assert_eq!(fixture.row(&new.name).state, RowState::Available);
     let top = fixture.top(&new);
     assert_eq!((top.generation, top.bound), (9, true));
-    assert_eq!((top.commitment, top.wrapped_by), (Some(commitment), by(3)));
+    assert_eq!(top.commitment, Some(commitment));
+    assert_eq!(fixture.wrapped_by(&new), by(3));
     // Under another name it is the same volume, and nothing of the attempt stays.
     let twice = NewVolume {
         name: "w".parse().expect("a name"),
@@ -220,64 +227,109 @@ fn a_forgotten_volume_leaves_nothing() {
     fixture.database.begin_delete(new.id).expect("begun");
     let mut fixture = fixture.reopened();
     assert_eq!(fixture.row(&new.name).state, RowState::Deleting);
-    fixture.database.forget(new.id).expect("forgotten");
+    let layers = fixture.database.layers_of_none_but(new.id).expect("read");
+    assert_eq!(layers.len(), 1);
+    fixture
+        .database
+        .forget(new.id, &[new.layer])
+        .expect("forgotten");
     assert!(fixture.database.volumes().expect("read").is_empty());
-    assert!(
-        fixture
-            .database
-            .layers(new.id, new.layer)
-            .expect("read")
-            .is_empty()
-    );
+    assert!(fixture.database.stack(new.layer).expect("read").is_empty());
     fixture
         .database
         .begin_create(&new_volume("v"))
         .expect("the name is free again");
 }
 
+/// The tables of version 2, with a volume that was attached and is under version 3 of its key. Of version 1, without `direct`.
+const VERSION_2: &str = "
+    CREATE TABLE volumes (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE,
+        state TEXT NOT NULL CHECK (state IN ('creating', 'available', 'deleting')), created TEXT NOT NULL,
+        size INTEGER NOT NULL CHECK (size > 0), sector_size INTEGER NOT NULL CHECK (sector_size IN (512, 4096)),
+        key TEXT NOT NULL, backing TEXT NOT NULL CHECK (backing IN ('state', 'directory', 'device')),
+        backing_path TEXT NOT NULL, top TEXT NOT NULL,
+        attached INTEGER NOT NULL DEFAULT 0 CHECK (attached IN (0, 1)),
+        read_only INTEGER NOT NULL DEFAULT 0 CHECK (read_only IN (0, 1)),
+        direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1)),
+        allow TEXT NOT NULL DEFAULT '[]', attached_by INTEGER NOT NULL DEFAULT 0, loss TEXT
+    ) STRICT;
+    CREATE TABLE layers (
+        id TEXT PRIMARY KEY, volume TEXT NOT NULL REFERENCES volumes (id), parent TEXT, data_key TEXT NOT NULL,
+        provider TEXT NOT NULL, key_id TEXT NOT NULL, key_version INTEGER NOT NULL,
+        commitment BLOB CHECK (length(commitment) = 32), generation INTEGER NOT NULL DEFAULT 0,
+        bound INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1)), boot BLOB CHECK (length(boot) = 16)
+    ) STRICT;
+    CREATE INDEX layers_by_volume ON layers (volume);
+    INSERT INTO volumes (id, name, state, created, size, sector_size, key, backing, backing_path, top, attached, read_only,
+                         direct, allow, attached_by)
+        VALUES ('00112233-4455-4677-8899-aabbccddeeff', 'v', 'available', '2026-02-03T04:05:06Z', 1048576, 512,
+                'local:default', 'directory', '/srv', '10112233-4455-4677-8899-aabbccddeeff', 1, 1, 1, '[7]', 3);
+    INSERT INTO layers (id, volume, data_key, provider, key_id, key_version, commitment, generation, bound)
+        VALUES ('10112233-4455-4677-8899-aabbccddeeff', '00112233-4455-4677-8899-aabbccddeeff',
+                '20112233-4455-4677-8899-aabbccddeeff', 'local', '0d7c', 3, zeroblob(32), 9, 1);
+    PRAGMA application_id = 0x73767267;
+    PRAGMA user_version = 2";
+
 #[test]
-fn a_registry_of_version_1_is_taken_over() {
-    let (fixture, new) = Fixture::with_volume("v");
-    let connection = &fixture.database.connection;
-    connection
-        .execute_batch(
-            "UPDATE volumes SET attached = 1, read_only = 1, allow = '[7]', attached_by = 3;
-             ALTER TABLE volumes DROP COLUMN iops;
-             ALTER TABLE volumes DROP COLUMN bandwidth;
-             ALTER TABLE volumes DROP COLUMN burst_seconds;
-             ALTER TABLE volumes DROP COLUMN direct;
-             PRAGMA user_version = 1",
-        )
-        .expect("as version 1 left it");
-    let mut fixture = fixture.reopened();
-    let attached = Attached {
-        read_only: true,
-        direct: false,
-        allow: vec![7],
-        by: 3,
-    };
-    assert_eq!(fixture.row(&new.name).attached, Some(attached));
-    let direct = Attached {
-        direct: true,
-        ..fixture.row(&new.name).attached.expect("attached")
-    };
-    fixture.database.set_attached(new.id, &direct).expect("set");
-    assert_eq!(fixture.reopened().row(&new.name).attached, Some(direct));
+fn a_registry_of_an_earlier_version_is_taken_over() {
+    for version in [1, 2, 3] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("registry.db");
+        let earlier = Connection::open(&path).expect("made");
+        earlier
+            .execute_batch(VERSION_2)
+            .expect("as version 2 left it");
+        if version == 1 {
+            earlier
+                .execute_batch("ALTER TABLE volumes DROP COLUMN direct; PRAGMA user_version = 1")
+                .expect("as version 1 left it");
+        }
+        if version == 3 {
+            earlier
+                .execute_batch(
+                    "ALTER TABLE volumes ADD COLUMN iops INTEGER CHECK (iops > 0);
+                     ALTER TABLE volumes ADD COLUMN bandwidth INTEGER CHECK (bandwidth > 0);
+                     ALTER TABLE volumes ADD COLUMN burst_seconds INTEGER NOT NULL DEFAULT 1
+                         CHECK (burst_seconds >= 0);
+                     UPDATE volumes SET iops = 500;
+                     PRAGMA user_version = 3",
+                )
+                .expect("as version 3 left it");
+        }
+        drop(earlier);
+        let database = Database::open(&path).expect("taken over");
+        let mut fixture = Fixture { folder, database }.reopened();
+        let row = fixture.row(&"v".parse().expect("a name"));
+        let attached = Attached {
+            read_only: true,
+            direct: version > 1,
+            allow: vec![7],
+            by: 3,
+        };
+        assert_eq!((row.attached, row.layers_dir), (Some(attached), None));
+        let limits = Limits {
+            iops: (version == 3).then_some(500),
+            ..Limits::default()
+        };
+        assert_eq!(row.limits, limits);
+        let layers = fixture.database.stack(row.top).expect("read");
+        assert_eq!(layers.len(), 1);
+        let layer = &layers[0];
+        assert_eq!((layer.volume, layer.parent), (row.id, None));
+        assert_eq!((layer.size, layer.sealed), (1 << 20, false));
+        assert_eq!(layer.backing, Backing::Directory("/srv".into()));
+        assert_eq!((layer.generation, layer.bound), (9, true));
+        assert_eq!(layer.commitment, Some(Commitment([0; 32])));
+        let keys = fixture.database.data_keys(row.id).expect("read");
+        assert_eq!(keys[&layer.data_key], by(3));
+        assert!(fixture.database.snapshots(row.id).expect("read").is_empty());
+    }
 }
 
 #[test]
-fn a_registry_of_version_2_is_taken_over_without_limits() {
-    let (fixture, new) = Fixture::with_volume("v");
-    let connection = &fixture.database.connection;
-    connection
-        .execute_batch(
-            "ALTER TABLE volumes DROP COLUMN iops;
-             ALTER TABLE volumes DROP COLUMN bandwidth;
-             ALTER TABLE volumes DROP COLUMN burst_seconds;
-             PRAGMA user_version = 2",
-        )
-        .expect("as version 2 left it");
-    let mut fixture = fixture.reopened();
+fn limits_are_there_after_a_restart_until_they_are_lifted() {
+    let (mut fixture, new) = Fixture::with_volume("v");
     assert_eq!(fixture.row(&new.name).limits, Limits::default());
     let limits = Limits {
         iops: Some(3000),

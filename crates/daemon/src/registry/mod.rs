@@ -14,6 +14,7 @@
 mod database;
 mod rows;
 mod schema;
+mod stacks;
 
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -22,7 +23,8 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 pub(crate) use database::{Database, NewVolume};
-pub(crate) use rows::{Attached, Backing, LayerRow, RowState, VolumeRow, WrappedBy};
+pub(crate) use rows::{Attached, Backing, LayerRow, RowState, SnapshotRow, VolumeRow, WrappedBy};
+pub(crate) use stacks::NewTop;
 
 /// Why the registry cannot be read or written.
 #[derive(Debug, Error)]
@@ -33,6 +35,11 @@ pub enum RegistryError {
     /// A volume's name is taken.
     #[error("volume {0}: there is one of that name already. Choose another name")]
     NameTaken(String),
+    /// A snapshot's name is taken.
+    #[error(
+        "snapshot {0}: there is one of that name already. Choose another name, or delete that one first"
+    )]
+    SnapshotTaken(String),
     /// SQLite failed.
     #[error("registry: {0}. Check the space and the health of the disk under the state directory")]
     Sqlite(#[from] rusqlite::Error),

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use rusqlite::Row;
 use rusqlite::types::Type;
-use sealvol_control::api::VolumeName;
+use sealvol_control::api::{SnapshotName, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
@@ -63,6 +63,19 @@ pub(crate) struct VolumeRow {
     pub limits: Limits,
     /// A failed sync (rule R6), until the operator accepts the loss.
     pub loss: Option<String>,
+    /// Where further layers go, if not where the first is.
+    pub layers_dir: Option<PathBuf>,
+}
+
+impl VolumeRow {
+    /// Where another layer would go; none for a volume on a device that has no place for it.
+    pub(crate) fn next_backing(&self) -> Option<Backing> {
+        match (&self.layers_dir, &self.backing) {
+            (Some(directory), _) => Some(Backing::Directory(directory.clone())),
+            (None, Backing::Device(_)) => None,
+            (None, backing) => Some(backing.clone()),
+        }
+    }
 }
 
 /// How a volume is attached.
@@ -89,19 +102,23 @@ pub(crate) struct WrappedBy {
     pub key_version: u32,
 }
 
-/// A layer as registered: what `volume` takes as pins, and what its key is unwrapped with.
+/// A layer as registered: what `volume` takes as pins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LayerRow {
     /// Names its directory too.
     pub id: LayerId,
-    /// The volume it belongs to.
+    /// The volume that it was made for, and that its superblock names.
     pub volume: VolumeId,
     /// The layer below.
     pub parent: Option<LayerId>,
+    /// Bytes, as its superblock says or is to say.
+    pub size: u64,
+    /// Where its files are.
+    pub backing: Backing,
     /// Its data key.
     pub data_key: DataKeyId,
-    /// What wraps the data key.
-    pub wrapped_by: WrappedBy,
+    /// Its superblock says that it never changes again. A layer below others that is not sealed is to be.
+    pub sealed: bool,
     /// Of the data key; none before the first attach.
     pub commitment: Option<Commitment>,
     /// Highest generation of the superblock that is relied on.
@@ -112,9 +129,24 @@ pub(crate) struct LayerRow {
     pub boot: Option<BootId>,
 }
 
+/// A snapshot as registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotRow {
+    /// The newest of its layers.
+    pub layer: LayerId,
+    /// Its volume.
+    pub volume: VolumeId,
+    /// Unique among those of the volume that are not deleted.
+    pub name: SnapshotName,
+    /// RFC 3339, UTC.
+    pub created: String,
+    /// How it is attached, or is to be again after a restart.
+    pub attached: Option<Attached>,
+}
+
 pub(super) const VOLUME_COLUMNS: &str = "id, name, state, created, size, sector_size, key, \
      backing, backing_path, top, attached, read_only, allow, attached_by, loss, direct, \
-     iops, bandwidth, burst_seconds";
+     iops, bandwidth, burst_seconds, layers_dir";
 
 pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     let attached = if row.get::<_, bool>(10)? {
@@ -129,7 +161,6 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     } else {
         None
     };
-    let path = PathBuf::from(row.get::<_, String>(8)?);
     let sector_size: u32 = row.get(5)?;
     Ok(VolumeRow {
         id: parsed(row, 0)?,
@@ -143,11 +174,7 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         size: unsigned(row, 4)?,
         sector_size: UnitSize::try_from(sector_size).map_err(|error| invalid(5, error))?,
         key: parsed(row, 6)?,
-        backing: match row.get_ref(7)?.as_str()? {
-            "device" => Backing::Device(path),
-            "directory" => Backing::Directory(path),
-            _ => Backing::State,
-        },
+        backing: backing(row, 7)?,
         top: parsed(row, 9)?,
         attached,
         limits: Limits {
@@ -156,11 +183,56 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
             burst_seconds: row.get(18)?,
         },
         loss: row.get(14)?,
+        layers_dir: row.get::<_, Option<String>>(19)?.map(PathBuf::from),
     })
 }
 
-pub(super) const LAYER_COLUMNS: &str = "id, volume, parent, data_key, provider, key_id, \
-     key_version, commitment, generation, bound, boot";
+/// A backing from two columns.
+fn backing(row: &Row<'_>, first: usize) -> rusqlite::Result<Backing> {
+    let path = PathBuf::from(row.get::<_, String>(first + 1)?);
+    Ok(match row.get_ref(first)?.as_str()? {
+        "device" => Backing::Device(path),
+        "directory" => Backing::Directory(path),
+        _ => Backing::State,
+    })
+}
+
+pub(super) const SNAPSHOT_COLUMNS: &str =
+    "layer, volume, name, created, attached, direct, allow, attached_by";
+
+pub(super) fn snapshot(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
+    let attached = if row.get::<_, bool>(4)? {
+        let allow: String = row.get(6)?;
+        let allow = serde_json::from_str(&allow).map_err(|error| invalid(6, error))?;
+        Some(Attached {
+            read_only: true,
+            direct: row.get(5)?,
+            allow,
+            by: row.get(7)?,
+        })
+    } else {
+        None
+    };
+    Ok(SnapshotRow {
+        layer: parsed(row, 0)?,
+        volume: parsed(row, 1)?,
+        name: parsed(row, 2)?,
+        created: row.get(3)?,
+        attached,
+    })
+}
+
+pub(super) fn data_key(row: &Row<'_>) -> rusqlite::Result<(DataKeyId, WrappedBy)> {
+    let by = WrappedBy {
+        provider: row.get(1)?,
+        key_id: row.get(2)?,
+        key_version: row.get(3)?,
+    };
+    Ok((parsed(row, 0)?, by))
+}
+
+pub(super) const LAYER_COLUMNS: &str = "id, volume, parent, size, backing, backing_path, data_key, \
+     sealed, commitment, generation, bound, boot";
 
 pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
     let parent: Option<String> = row.get(2)?;
@@ -170,16 +242,14 @@ pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
         parent: parent
             .map(|text| text.parse().map_err(|e| invalid(2, e)))
             .transpose()?,
-        data_key: parsed(row, 3)?,
-        wrapped_by: WrappedBy {
-            provider: row.get(4)?,
-            key_id: row.get(5)?,
-            key_version: row.get(6)?,
-        },
-        commitment: row.get::<_, Option<[u8; 32]>>(7)?.map(Commitment),
-        generation: unsigned(row, 8)?,
-        bound: row.get(9)?,
-        boot: row.get(10)?,
+        size: unsigned(row, 3)?,
+        backing: backing(row, 4)?,
+        data_key: parsed(row, 6)?,
+        sealed: row.get(7)?,
+        commitment: row.get::<_, Option<[u8; 32]>>(8)?.map(Commitment),
+        generation: unsigned(row, 9)?,
+        bound: row.get(10)?,
+        boot: row.get(11)?,
     })
 }
 

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -35,22 +35,47 @@ const TABLES: &str = "
         loss         TEXT,
         iops         INTEGER CHECK (iops > 0),
         bandwidth    INTEGER CHECK (bandwidth > 0),
-        burst_seconds INTEGER NOT NULL DEFAULT 1 CHECK (burst_seconds >= 0)
+        burst_seconds INTEGER NOT NULL DEFAULT 1 CHECK (burst_seconds >= 0),
+        layers_dir   TEXT
     ) STRICT;
+";
+
+/// A layer is there as long as a stack or a snapshot needs it, which may be longer than the volume that it was made for.
+const STACKS: &str = "
     CREATE TABLE layers (
         id           TEXT PRIMARY KEY,
-        volume       TEXT NOT NULL REFERENCES volumes (id),
+        volume       TEXT NOT NULL,
         parent       TEXT,
+        size         INTEGER NOT NULL CHECK (size > 0),
+        backing      TEXT NOT NULL CHECK (backing IN ('state', 'directory', 'device')),
+        backing_path TEXT NOT NULL,
         data_key     TEXT NOT NULL,
-        provider     TEXT NOT NULL,
-        key_id       TEXT NOT NULL,
-        key_version  INTEGER NOT NULL,
+        sealed       INTEGER NOT NULL DEFAULT 0 CHECK (sealed IN (0, 1)),
         commitment   BLOB CHECK (length(commitment) = 32),
         generation   INTEGER NOT NULL DEFAULT 0,
         bound        INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1)),
         boot         BLOB CHECK (length(boot) = 16)
     ) STRICT;
-    CREATE INDEX layers_by_volume ON layers (volume);
+    CREATE TABLE data_keys (
+        volume       TEXT NOT NULL REFERENCES volumes (id),
+        data_key     TEXT NOT NULL,
+        provider     TEXT NOT NULL,
+        key_id       TEXT NOT NULL,
+        key_version  INTEGER NOT NULL,
+        PRIMARY KEY (volume, data_key)
+    ) STRICT;
+    CREATE TABLE snapshots (
+        layer        TEXT PRIMARY KEY,
+        volume       TEXT NOT NULL REFERENCES volumes (id),
+        name         TEXT NOT NULL,
+        created      TEXT NOT NULL,
+        deleted      INTEGER NOT NULL DEFAULT 0 CHECK (deleted IN (0, 1)),
+        attached     INTEGER NOT NULL DEFAULT 0 CHECK (attached IN (0, 1)),
+        direct       INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1)),
+        allow        TEXT NOT NULL DEFAULT '[]',
+        attached_by  INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE UNIQUE INDEX snapshot_names ON snapshots (volume, name) WHERE deleted = 0;
 ";
 
 /// What makes version 2 of version 1.
@@ -63,6 +88,20 @@ const TO_VERSION_3: &str = "
     ALTER TABLE volumes ADD COLUMN bandwidth INTEGER CHECK (bandwidth > 0);
     ALTER TABLE volumes ADD COLUMN burst_seconds INTEGER NOT NULL DEFAULT 1 CHECK (burst_seconds >= 0);
 ";
+
+/// What makes version 4 of version 3: layers outlive volumes, and are told apart from the keys that they are under.
+const TO_VERSION_4: [&str; 3] = [
+    "ALTER TABLE volumes ADD COLUMN layers_dir TEXT;
+     DROP INDEX layers_by_volume;
+     ALTER TABLE layers RENAME TO layers_2;",
+    STACKS,
+    "INSERT INTO layers (id, volume, parent, size, backing, backing_path, data_key, commitment, generation, bound, boot)
+         SELECT l.id, l.volume, l.parent, v.size, v.backing, v.backing_path, l.data_key, l.commitment, l.generation,
+                l.bound, l.boot
+         FROM layers_2 l JOIN volumes v ON v.id = l.volume;
+     INSERT INTO data_keys SELECT volume, data_key, provider, key_id, key_version FROM layers_2;
+     DROP TABLE layers_2;",
+];
 
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
     // SQLite would make the file by the umask; the registry is nobody else's business.
@@ -97,15 +136,21 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
     match (application, version) {
         (0, 0) if tables == 0 => {
             transaction.execute_batch(TABLES)?;
+            transaction.execute_batch(STACKS)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1 | 2) => {
+        (APPLICATION_ID, 1..=3) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
-            transaction.execute_batch(TO_VERSION_3)?;
+            if version <= 2 {
+                transaction.execute_batch(TO_VERSION_3)?;
+            }
+            for step in TO_VERSION_4 {
+                transaction.execute_batch(step)?;
+            }
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

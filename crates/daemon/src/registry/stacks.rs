@@ -1,0 +1,214 @@
+//! The calls of the registry about stacks, snapshots and data keys, each one transaction.
+//!
+//! What always holds: a layer is registered as long as a volume or a snapshot stands on it; a snapshot and the new top of
+//! its volume come in one step, for all volumes of a group.
+
+use std::collections::{HashMap, HashSet};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use sealvol_control::api::SnapshotName;
+use sealvol_volume::{DataKeyId, LayerId, VolumeId};
+
+use super::RegistryError;
+use super::database::{Database, Result, insert_data_key, insert_layer};
+use super::rows::{self, Attached, LayerRow, SnapshotRow, WrappedBy};
+
+/// A layer that is to be the top of a volume, on its present top.
+#[derive(Clone, Debug)]
+pub(crate) struct NewTop {
+    /// The layer. Its files are complete.
+    pub layer: LayerRow,
+    /// The present top.
+    pub sealed: LayerId,
+    /// What the present top is called from now on, for messages its full name, and when it was made; none if no snapshot
+    /// was asked for.
+    pub snapshot: Option<(SnapshotName, String, String)>,
+    /// What wraps the layer's data key, if that is new.
+    pub data_key: Option<WrappedBy>,
+}
+
+impl Database {
+    /// The layers from one down to the lowest.
+    pub(crate) fn stack(&mut self, top: LayerId) -> Result<Vec<LayerRow>> {
+        stack(&self.connection, top)
+    }
+
+    /// What wraps the data keys of a volume.
+    pub(crate) fn data_keys(&mut self, volume: VolumeId) -> Result<HashMap<DataKeyId, WrappedBy>> {
+        let sql = "SELECT data_key, provider, key_id, key_version FROM data_keys WHERE volume = ?1";
+        let mut statement = self.connection.prepare(sql)?;
+        let rows = statement.query_map([volume.to_string()], rows::data_key)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The snapshots of a volume that are not deleted, the oldest first.
+    pub(crate) fn snapshots(&mut self, volume: VolumeId) -> Result<Vec<SnapshotRow>> {
+        let sql = format!(
+            "SELECT {} FROM snapshots WHERE volume = ?1 AND deleted = 0 ORDER BY rowid",
+            rows::SNAPSHOT_COLUMNS
+        );
+        let mut statement = self.connection.prepare(&sql)?;
+        let rows = statement.query_map([volume.to_string()], rows::snapshot)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The snapshot of that name that is not deleted.
+    pub(crate) fn snapshot(
+        &mut self,
+        volume: VolumeId,
+        name: &SnapshotName,
+    ) -> Result<Option<SnapshotRow>> {
+        let sql = format!(
+            "SELECT {} FROM snapshots WHERE volume = ?1 AND name = ?2 AND deleted = 0",
+            rows::SNAPSHOT_COLUMNS
+        );
+        let row = self.connection.query_row(
+            &sql,
+            params![volume.to_string(), name.as_str()],
+            rows::snapshot,
+        );
+        Ok(row.optional()?)
+    }
+
+    /// All these layers become the tops of their volumes. What is opened from here on is the present top, to be sealed, with
+    /// the new one on it, whether or not the cut was made.
+    pub(crate) fn put_tops(&mut self, tops: &[NewTop]) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        for top in tops {
+            let volume = top.layer.volume.to_string();
+            insert_layer(&transaction, &top.layer)?;
+            if let Some(by) = &top.data_key {
+                insert_data_key(&transaction, top.layer.volume, top.layer.data_key, by)?;
+            }
+            // A grow that nobody with the key has seen is part of what is sealed.
+            transaction.execute(
+                "UPDATE layers SET size = (SELECT size FROM volumes WHERE id = ?2) WHERE id = ?1",
+                params![top.sealed.to_string(), volume],
+            )?;
+            transaction.execute(
+                "UPDATE volumes SET top = ?2 WHERE id = ?1",
+                params![volume, top.layer.id.to_string()],
+            )?;
+            let Some((name, full_name, created)) = &top.snapshot else {
+                continue;
+            };
+            let inserted = transaction.execute(
+                "INSERT INTO snapshots (layer, volume, name, created) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (volume, name) WHERE deleted = 0 DO NOTHING",
+                params![top.sealed.to_string(), volume, name.as_str(), created],
+            )?;
+            if inserted == 0 {
+                return Err(RegistryError::SnapshotTaken(full_name.clone()));
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// The cut was not made: everything is as before [`Self::put_tops`].
+    pub(crate) fn take_tops_back(&mut self, tops: &[NewTop]) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        for top in tops {
+            let (layer, sealed) = (top.layer.id.to_string(), top.sealed.to_string());
+            transaction.execute(
+                "UPDATE volumes SET top = ?2 WHERE top = ?1",
+                params![layer, sealed],
+            )?;
+            transaction.execute("DELETE FROM layers WHERE id = ?1", [layer])?;
+            if top.data_key.is_some() {
+                transaction.execute(
+                    "DELETE FROM data_keys WHERE volume = ?1 AND data_key = ?2",
+                    params![top.layer.volume.to_string(), top.layer.data_key.to_string()],
+                )?;
+            }
+            if top.snapshot.is_some() {
+                transaction.execute("DELETE FROM snapshots WHERE layer = ?1", [sealed])?;
+            }
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// The layer's superblock says that it never changes again.
+    pub(crate) fn set_sealed(&mut self, layer: LayerId) -> Result<()> {
+        self.connection.execute(
+            "UPDATE layers SET sealed = 1 WHERE id = ?1",
+            [layer.to_string()],
+        )?;
+        Ok(())
+    }
+
+    /// The snapshot is not there any more for whoever asks; its layer stays.
+    pub(crate) fn hide_snapshot(&mut self, layer: LayerId) -> Result<()> {
+        self.connection.execute(
+            "UPDATE snapshots SET deleted = 1, attached = 0 WHERE layer = ?1",
+            [layer.to_string()],
+        )?;
+        Ok(())
+    }
+
+    /// The snapshot is attached so, also after a restart, or not any more.
+    pub(crate) fn set_snapshot_attached(
+        &mut self,
+        layer: LayerId,
+        attached: Option<&Attached>,
+    ) -> Result<()> {
+        let allow = attached.and_then(|attached| serde_json::to_string(&attached.allow).ok());
+        self.connection.execute(
+            "UPDATE snapshots SET attached = ?2, direct = ?3, allow = ?4, attached_by = ?5 WHERE layer = ?1",
+            params![
+                layer.to_string(),
+                attached.is_some(),
+                attached.is_some_and(|attached| attached.direct),
+                allow.unwrap_or_else(|| "[]".to_owned()),
+                attached.map_or(0, |attached| attached.by),
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// The layers that only this volume and its snapshots need: they go with it. Volumes that are being deleted need none.
+    pub(crate) fn layers_of_none_but(&mut self, volume: VolumeId) -> Result<Vec<LayerRow>> {
+        let sql = "SELECT top, id, state FROM volumes
+                   UNION ALL
+                   SELECT layer, volume, state FROM snapshots JOIN volumes ON volumes.id = volume WHERE deleted = 0";
+        let mut statement = self.connection.prepare(sql)?;
+        let heads = statement.query_map([], |row| {
+            let (top, volume): (String, String) = (row.get(0)?, row.get(1)?);
+            Ok((top, volume, row.get::<_, String>(2)? == "deleting"))
+        })?;
+        let (mut own, mut others) = (Vec::new(), HashSet::new());
+        for head in heads.collect::<rusqlite::Result<Vec<_>>>()? {
+            let (top, owner, deleting) = head;
+            let Ok(top) = top.parse() else { continue };
+            if owner == volume.to_string() {
+                own.extend(stack(&self.connection, top)?);
+            } else if !deleting {
+                others.extend(stack(&self.connection, top)?.iter().map(|layer| layer.id));
+            }
+        }
+        own.retain(|layer| others.insert(layer.id));
+        Ok(own)
+    }
+}
+
+fn stack(connection: &Connection, top: LayerId) -> Result<Vec<LayerRow>> {
+    let sql = format!("SELECT {} FROM layers WHERE id = ?1", rows::LAYER_COLUMNS);
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut layers: Vec<LayerRow> = Vec::new();
+    let mut next = Some(top);
+    // A parent that is in the stack already is left for whoever opens it to refuse.
+    while let Some(id) = next.filter(|&id| layers.iter().all(|layer| layer.id != id)) {
+        let Some(layer) = statement
+            .query_row([id.to_string()], rows::layer)
+            .optional()?
+        else {
+            break;
+        };
+        next = layer.parent;
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+#[cfg(test)]
+#[path = "stacks_tests.rs"]
+mod tests;

@@ -1,0 +1,250 @@
+//! What the registry promises of stacks: a group is one step, and a layer stays as long as anybody stands on it.
+
+use sealvol_crypto::UnitSize;
+
+use super::*;
+use crate::registry::{Backing, NewVolume};
+
+struct Fixture {
+    _folder: tempfile::TempDir,
+    database: Database,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = Database::open(&folder.path().join("registry.db")).expect("opened");
+        Self {
+            _folder: folder,
+            database,
+        }
+    }
+
+    fn volume(&mut self, name: &str, parent: Option<LayerId>) -> NewVolume {
+        let new = NewVolume {
+            id: VolumeId::random(),
+            name: name.parse().expect("a name"),
+            created: "2026-02-03T04:05:06Z".into(),
+            size: 1 << 30,
+            sector_size: UnitSize::B4096,
+            key: "local:default".parse().expect("a key"),
+            backing: Backing::State,
+            layers_dir: None,
+            layer: LayerId::random(),
+            parent,
+            data_key: DataKeyId::random(),
+        };
+        self.database.begin_create(&new).expect("registered");
+        let keys = [(new.data_key, by())];
+        self.database.finish_create(new.id, &keys).expect("made");
+        new
+    }
+
+    fn stack_of(&mut self, name: &str) -> Vec<LayerId> {
+        let name = name.parse().expect("a name");
+        let row = self.database.volume(&name).expect("read");
+        let layers = self.database.stack(row.expect("registered").top);
+        layers.expect("read").iter().map(|layer| layer.id).collect()
+    }
+
+    fn needed_by_none_but(&mut self, volume: &NewVolume) -> Vec<LayerId> {
+        let layers = self.database.layers_of_none_but(volume.id);
+        layers.expect("read").iter().map(|layer| layer.id).collect()
+    }
+}
+
+fn by() -> WrappedBy {
+    WrappedBy {
+        provider: "local".into(),
+        key_id: "0d7c".into(),
+        key_version: 1,
+    }
+}
+
+/// A new top for a volume whose top is `sealed`.
+fn top(new: &NewVolume, sealed: LayerId, snapshot: &str) -> NewTop {
+    let layer = LayerRow {
+        id: LayerId::random(),
+        volume: new.id,
+        parent: Some(sealed),
+        size: new.size,
+        backing: Backing::Directory("/srv".into()),
+        data_key: new.data_key,
+        sealed: false,
+        commitment: None,
+        generation: 0,
+        bound: false,
+        boot: None,
+    };
+    let names = (
+        snapshot.parse().expect("a name"),
+        format!("{}@{snapshot}", new.name),
+        "2026-02-03T04:05:06Z".to_owned(),
+    );
+    NewTop {
+        layer,
+        sealed,
+        snapshot: Some(names),
+        data_key: None,
+    }
+}
+
+#[test]
+fn a_snapshot_and_the_new_top_come_in_one_step() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("v", None);
+    let first = top(&new, new.layer, "s");
+    fixture
+        .database
+        .put_tops(std::slice::from_ref(&first))
+        .expect("put");
+    assert_eq!(fixture.stack_of("v"), [first.layer.id, new.layer]);
+    let layers = fixture.database.stack(first.layer.id).expect("read");
+    assert_eq!(layers[0], first.layer);
+    let snapshots = fixture.database.snapshots(new.id).expect("read");
+    assert_eq!(snapshots.len(), 1);
+    assert_eq!(
+        (snapshots[0].layer, snapshots[0].name.as_str()),
+        (new.layer, "s")
+    );
+    assert!(!layers[1].sealed);
+    fixture.database.set_sealed(new.layer).expect("set");
+    assert!(fixture.database.stack(new.layer).expect("read")[0].sealed);
+}
+
+#[test]
+fn of_a_group_all_tops_are_put_or_none() {
+    let mut fixture = Fixture::new();
+    let (a, b) = (fixture.volume("a", None), fixture.volume("b", None));
+    let taken = top(&b, b.layer, "s");
+    fixture
+        .database
+        .put_tops(std::slice::from_ref(&taken))
+        .expect("put");
+    let group = [top(&a, a.layer, "s"), top(&b, taken.layer.id, "s")];
+    let refused = fixture.database.put_tops(&group);
+    assert!(matches!(refused, Err(RegistryError::SnapshotTaken(name)) if name == "b@s"));
+    assert_eq!(fixture.stack_of("a"), [a.layer]);
+    assert!(fixture.database.snapshots(a.id).expect("read").is_empty());
+    assert_eq!(fixture.stack_of("b"), [taken.layer.id, b.layer]);
+}
+
+#[test]
+fn what_was_not_cut_is_taken_back_without_a_trace() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("v", None);
+    let mut first = top(&new, new.layer, "s");
+    first.layer.data_key = DataKeyId::random();
+    first.data_key = Some(by());
+    let tops = [first];
+    fixture.database.put_tops(&tops).expect("put");
+    assert_eq!(fixture.database.data_keys(new.id).expect("read").len(), 2);
+    fixture.database.take_tops_back(&tops).expect("taken back");
+    assert_eq!(fixture.stack_of("v"), [new.layer]);
+    assert_eq!(fixture.database.data_keys(new.id).expect("read").len(), 1);
+    assert!(fixture.database.snapshots(new.id).expect("read").is_empty());
+    fixture
+        .database
+        .put_tops(&tops)
+        .expect("as if it had never been");
+}
+
+#[test]
+fn the_name_of_a_deleted_snapshot_is_free_and_its_layer_stays() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("v", None);
+    let first = top(&new, new.layer, "s");
+    fixture
+        .database
+        .put_tops(std::slice::from_ref(&first))
+        .expect("put");
+    fixture.database.hide_snapshot(new.layer).expect("hidden");
+    let name = "s".parse().expect("a name");
+    assert_eq!(
+        fixture.database.snapshot(new.id, &name).expect("read"),
+        None
+    );
+    let second = top(&new, first.layer.id, "s");
+    fixture
+        .database
+        .put_tops(std::slice::from_ref(&second))
+        .expect("put");
+    let stack = [second.layer.id, first.layer.id, new.layer];
+    assert_eq!(fixture.stack_of("v"), stack);
+}
+
+#[test]
+fn a_layer_goes_with_the_last_volume_that_stands_on_it() {
+    let mut fixture = Fixture::new();
+    let source = fixture.volume("source", None);
+    let first = top(&source, source.layer, "s");
+    fixture
+        .database
+        .put_tops(std::slice::from_ref(&first))
+        .expect("put");
+    assert_eq!(
+        fixture.needed_by_none_but(&source),
+        [first.layer.id, source.layer]
+    );
+    let clone = fixture.volume("clone", Some(source.layer));
+    assert_eq!(fixture.stack_of("clone"), [clone.layer, source.layer]);
+    assert_eq!(fixture.needed_by_none_but(&source), [first.layer.id]);
+    assert_eq!(fixture.needed_by_none_but(&clone), [clone.layer]);
+    fixture.database.begin_delete(source.id).expect("begun");
+    fixture
+        .database
+        .forget(source.id, &[first.layer.id])
+        .expect("forgotten");
+    assert_eq!(fixture.stack_of("clone"), [clone.layer, source.layer]);
+    assert_eq!(
+        fixture.needed_by_none_but(&clone),
+        [clone.layer, source.layer]
+    );
+}
+
+#[test]
+fn a_loss_stops_every_volume_that_stands_on_the_layer() {
+    let mut fixture = Fixture::new();
+    let source = fixture.volume("source", None);
+    let first = top(&source, source.layer, "s");
+    fixture.database.put_tops(&[first]).expect("put");
+    fixture.volume("clone", Some(source.layer));
+    fixture.volume("other", None);
+    fixture
+        .database
+        .record_loss(source.layer, "a sync failed")
+        .expect("recorded");
+    let rows = fixture.database.volumes().expect("read");
+    let lost: Vec<&str> = rows
+        .iter()
+        .filter(|row| row.loss.is_some())
+        .map(|row| row.name.as_str())
+        .collect();
+    assert_eq!(lost, ["clone", "source"]);
+}
+
+#[test]
+fn a_snapshot_is_found_attached_after_a_restart() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("v", None);
+    let tops = [top(&new, new.layer, "s")];
+    fixture.database.put_tops(&tops).expect("put");
+    let attached = Attached {
+        read_only: true,
+        direct: true,
+        allow: vec![0, 107],
+        by: 1000,
+    };
+    fixture
+        .database
+        .set_snapshot_attached(new.layer, Some(&attached))
+        .expect("set");
+    let found = fixture.database.snapshots(new.id).expect("read").remove(0);
+    assert_eq!(found.attached, Some(attached));
+    fixture
+        .database
+        .set_snapshot_attached(new.layer, None)
+        .expect("set");
+    let found = fixture.database.snapshots(new.id).expect("read").remove(0);
+    assert_eq!(found.attached, None);
+}
