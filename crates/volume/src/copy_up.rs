@@ -11,8 +11,8 @@
 //!   under it: a newer write, zero or trim of a client is never overwritten;
 //! - an entry becomes `data` only after its bytes were written, read back and found to be the same (rule R1);
 //! - the top's map is the cursor: the work may stop anywhere, and goes on where something is missing;
-//! - a cut-over follows only a commit, and a look at the whole map that finds nothing left below. What was brought up
-//!   never goes down again, so clients may write meanwhile. What was below is handed back when nobody reads it any more.
+//! - a cut-over follows only a look at the whole map that finds nothing left below, and then a commit, so that all that the look
+//!   found is on disk. What was brought up never goes down again, so clients may write meanwhile. What was below is handed back when nobody reads it any more.
 //!
 //! Never: a key that is destroyed or a file that is removed; whoever called does that, with what [`Volume::cut_over`] hands back.
 
@@ -212,12 +212,13 @@ impl<S: Store> Volume<S> {
     pub async fn cut_over(self: &Arc<Self>) -> Result<Vec<Arc<Layer<S>>>, VolumeError> {
         self.check_writable().await?;
         let _shape = self.shape.lock().await;
-        self.commit().await?;
         let mut at = 0;
         if let Some(run) = self.next_below(&mut at).await? {
             let offset = run.first * BLOCK;
             return Err(VolumeError::LeftBelow { offset });
         }
+        // After the look: what it saw in memory alone would else be absent after a power cut, over nothing.
+        self.commit().await?;
         let old = self.stack.load_full();
         let top = &old.top;
         if let Err(cause) = self.drop_parent(top).await {

@@ -335,6 +335,34 @@ fn a_block_that_a_client_hid_is_hidden_after_a_cut_over_and_a_power_cut() {
 }
 
 #[test]
+fn a_write_that_fills_the_last_gap_during_a_cut_over_is_not_relied_on_before_it_is_on_disk() {
+    for seed in seeds(10) {
+        let (mut tower, id, volume) = rekeyed(seed, UnitSize::B4096);
+        for from in [0, 70 * MIB] {
+            let part = Arc::clone(&volume);
+            let copied = async move { part.copy_up(from, 1, &Unpaced).await };
+            tower.executor.run(copied).unwrap();
+        }
+        let top = tower.stack(id)[2];
+        let gate = tower.disk.hold(data_of(top, Operation::Sync), Hold::Before);
+        let cut = Arc::clone(&volume);
+        let cut = tower
+            .executor
+            .start(async move { cut.cut_over().await.map(|_| ()) });
+        tower.executor.idle();
+        tower.write(&volume, SIZE - BLOCK, &block(8)).unwrap();
+        gate.release();
+        let cut = tower.executor.finish(&cut);
+        assert!(matches!(cut, Err(VolumeError::LeftBelow { .. })), "{cut:?}");
+        drop(volume);
+        tower.restart();
+        let volume = tower.open(id).unwrap();
+        let found = tower.read(&volume, SIZE - BLOCK, 4096).unwrap();
+        assert!(found == block(5) || found == block(8), "{}", found[0]);
+    }
+}
+
+#[test]
 fn what_is_copied_up_survives_a_kill() {
     for steps in (0..400).step_by(9) {
         let (mut tower, id, volume) = rekeyed(steps, UnitSize::B4096);
