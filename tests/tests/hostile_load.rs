@@ -130,6 +130,33 @@ fn unread_structured_replies_hold_no_more_than_their_share() {
     });
 }
 
+/// Each byte comes out of a buffer of its own.
+#[test]
+fn unread_replies_of_a_byte_hold_no_more_than_their_share() {
+    let place = Place::new();
+    let (daemon, address) = start(&place, "64M");
+    let mut peer = Peer::open(&address, NAME).expect("served");
+    peer.write(0, &pattern::bytes(1, BLOCK)).expect("written");
+    drop(peer);
+    let mut crowd: Vec<_> = (0..CONNECTIONS / 8)
+        .map(|_| Peer::open(&address, NAME).expect("served"))
+        .collect();
+    let reads = request(command::READ, 0, 1, 0, 1).repeat(100_000);
+    let mut sent = vec![0; crowd.len()];
+    // The kernel takes some of the replies; on, until the daemon takes no more.
+    wait_for("the daemon to take no more", || {
+        let before = sent.clone();
+        for (peer, sent) in crowd.iter_mut().zip(&mut sent) {
+            *sent += peer.stuff(&reads[*sent..]).expect("taken");
+        }
+        at_rest(&daemon);
+        (sent == before).then_some(())
+    });
+    // Each is ahead by little more than it is sure of.
+    let bound = crowd.len() as u64 * (SURE + RECEIVE_BUFFER + LAST_REQUEST) + FIXED;
+    survived(daemon, &address, bound, crowd);
+}
+
 #[test]
 fn unread_block_status_replies_hold_no_more_than_their_share() {
     let place = Place::new();

@@ -5,7 +5,7 @@
 //! whoever pushes more than a little waits for room first. A send goes out as soon as a few replies wait for it, not
 //! only at the end of a batch: so the client works on the first of them while the rest are made, and read data leaves
 //! while it is in the cache of this core.
-//! Never: a copy of read data: it goes from the buffer it was decrypted in to the socket.
+//! Never: a copy of read data of a block or more: it goes from the buffer it was decrypted in to the socket.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};

@@ -1,7 +1,9 @@
 //! Bytes to be sent, in order: small ones that are kept here, ranges of read data, zeros.
 //!
-//! Always: what was encoded here lies in one buffer that is used again and again; it grows to what waits at once.
-//! Never: a copy of read data, or zeros in memory.
+//! Always: what was encoded here lies in one buffer that is used again and again; it grows to what waits at once, and what it
+//! keeps when nothing waits is little. What waits takes about as much memory as it has bytes: a short read is copied, since
+//! the buffer that it was made in is never smaller than a block.
+//! Never: a copy of a read of a block or more, or zeros in memory.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -12,6 +14,10 @@ use sealvol_volume::ReadData;
 
 /// Zeros of all parts that are zeros.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+/// A shorter read is copied.
+const COPIED_BELOW: usize = 4096;
+/// Room for encoded bytes that is kept while nothing waits.
+const ROOM_KEPT: usize = 64 * 1024;
 /// Sent bytes that stay at the front of the buffer at most, while others wait behind them.
 const SENT_KEPT: usize = 16 * 1024;
 
@@ -69,6 +75,12 @@ impl Queue {
 
     /// Appends a range of what was read.
     pub(super) fn push_read(&mut self, data: &Rc<ReadData>, range: Range<usize>) {
+        if range.len() < COPIED_BELOW {
+            // Made only of a range that holds data.
+            let bytes = data.bytes().map_or(&[][..], |all| &all[range]);
+            self.push(|out| out.extend_from_slice(bytes));
+            return;
+        }
         self.waiting += range.len();
         self.parts.push_back(Part::Read(Rc::clone(data), range));
     }
@@ -145,6 +157,9 @@ impl Queue {
             self.encoded.drain(..self.encoded_gone);
             self.encoded_gone = 0;
         }
+        if self.waiting == 0 && self.encoded.capacity() > ROOM_KEPT {
+            self.encoded.shrink_to(ROOM_KEPT);
+        }
     }
 }
 
@@ -185,6 +200,14 @@ mod tests {
             }
             assert!(sent == expected, "cut at {step}");
         }
+    }
+
+    #[test]
+    fn a_queue_that_runs_empty_keeps_little_room() {
+        let mut queue = Queue::default();
+        queue.push(|out| out.resize(1 << 20, 1));
+        queue.advance(1 << 20);
+        assert!(queue.encoded.capacity() <= ROOM_KEPT);
     }
 
     #[test]
