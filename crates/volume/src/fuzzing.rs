@@ -12,8 +12,8 @@ use crate::bytes::put;
 use crate::geometry::PAGE_LEN;
 use crate::ids::LayerId;
 use crate::page::{
-    self, DirectoryEntry, PageFault, PageKind, PageName, pack_entries, pack_states, payload,
-    unpack_entries, unpack_states,
+    self, DirectoryEntry, PageFault, PageKind, PageName, WORD_BLOCKS, pack_entries, pack_states,
+    payload, unpack_entries, unpack_states,
 };
 use crate::superblock::{SlotFault, Superblock};
 
@@ -100,15 +100,10 @@ fn repacked(kind: PageKind, payload: &[u8]) {
     let mut again = vec![0; payload.len()];
     match kind {
         PageKind::Map => {
-            let mut states = Vec::new();
-            if unpack_states(payload, |block, state| {
-                assert_eq!(block, states.len(), "blocks come in order");
-                states.push(state);
-            })
-            .is_some()
-            {
-                pack_states(|block| states[block], &mut again);
-                let used = states.len().div_ceil(5);
+            let mut words = Vec::new();
+            if unpack_states(payload, |word| words.push(word)).is_some() {
+                let used = (words.len() * WORD_BLOCKS).div_ceil(5);
+                pack_states(words.into_iter(), &mut again);
                 assert_eq!(again[..used], payload[..used]);
             }
         }

@@ -118,41 +118,94 @@ pub(crate) fn payload(page: &[u8]) -> &[u8] {
     &page[PAYLOAD..]
 }
 
-/// Packs block states into the payload of a map page.
-pub(crate) fn pack_states(mut state: impl FnMut(usize) -> BlockState, payload: &mut [u8]) {
-    let blocks = index(PAGE_BLOCKS);
-    for (byte, first) in payload.iter_mut().zip((0..blocks).step_by(TRITS_PER_BYTE)) {
-        let last = (first + TRITS_PER_BYTE).min(blocks);
-        *byte = (first..last).rev().fold(0, |sum, block| {
-            sum * 3
-                + match state(block) {
-                    BlockState::Absent => 0,
-                    BlockState::Zero => 1,
-                    BlockState::Data => 2,
-                }
-        });
+/// Bits of a block's state in memory ([`BlockState::bits`]).
+pub(crate) const STATE_BITS: usize = 2;
+/// Blocks whose states make one word in memory, the first one's in its lowest bits.
+pub(crate) const WORD_BLOCKS: usize = WORD_BITS / STATE_BITS;
+const WORD_BITS: usize = 64;
+/// Bits of the states that make one byte of a map page.
+const BYTE_BITS: usize = STATE_BITS * TRITS_PER_BYTE;
+/// Bytes of a map page that carry states; the last of them has room for one more.
+const STATES_LEN: usize = 3_277;
+const _: () = assert!(STATES_LEN as u64 == PAGE_BLOCKS.div_ceil(TRITS_PER_BYTE as u64));
+
+/// The byte of a map page for the five states in ten bits. A commit packs every page that it writes: by the block that
+/// would be most of what it costs.
+const PACKED: [u8; 1 << BYTE_BITS] = {
+    let mut table = [0; 1 << BYTE_BITS];
+    let mut bits = 0;
+    while bits < table.len() {
+        let (mut at, mut byte) = (TRITS_PER_BYTE, 0);
+        while at > 0 {
+            at -= 1;
+            byte = byte * 3
+                + match bits >> (at * STATE_BITS) & 3 {
+                    0 => 0,
+                    1 => 1,
+                    _ => 2,
+                };
+        }
+        table[bits] = byte;
+        bits += 1;
+    }
+    table
+};
+
+/// The ten bits of states for each byte that packing makes.
+const UNPACKED: [u16; 243] = {
+    let mut table = [0; 243];
+    let mut byte = 0;
+    while byte < table.len() {
+        let (mut at, mut rest) = (0, byte);
+        while at < TRITS_PER_BYTE {
+            let state = match rest % 3 {
+                0 => 0,
+                1 => 1,
+                _ => 2,
+            };
+            table[byte] |= state << (at * STATE_BITS);
+            rest /= 3;
+            at += 1;
+        }
+        byte += 1;
+    }
+    table
+};
+
+/// Packs block states, a word at a time, into the payload of a map page.
+pub(crate) fn pack_states(mut words: impl Iterator<Item = u64>, payload: &mut [u8]) {
+    // Of the last word, what is not packed yet.
+    let (mut rest, mut count) = (0, 0);
+    for byte in &mut payload[..STATES_LEN] {
+        let mut states = rest;
+        if count < BYTE_BITS {
+            let word = words.next().unwrap_or(0);
+            states |= word << count;
+            rest = word >> (BYTE_BITS - count);
+            count += WORD_BITS;
+        } else {
+            rest >>= BYTE_BITS;
+        }
+        count -= BYTE_BITS;
+        *byte = PACKED[index(states % PACKED.len() as u64)];
     }
 }
 
-/// Unpacks the payload of a map page; `None` if a byte is none that packing makes.
-pub(crate) fn unpack_states(payload: &[u8], mut set: impl FnMut(usize, BlockState)) -> Option<()> {
-    let blocks = index(PAGE_BLOCKS);
-    for (&byte, first) in payload.iter().zip((0..blocks).step_by(TRITS_PER_BYTE)) {
-        let mut rest = byte;
-        for block in first..first + TRITS_PER_BYTE {
-            let state = BlockState::from_bits(u64::from(rest % 3));
-            rest /= 3;
-            if block < blocks {
-                set(block, state);
-            } else if state != BlockState::Absent {
-                return None;
-            }
-        }
-        if rest != 0 {
-            return None;
+/// Unpacks the payload of a map page, giving its words in their order; `None` if a byte is none that packing makes.
+pub(crate) fn unpack_states(payload: &[u8], mut word: impl FnMut(u64)) -> Option<()> {
+    let (mut bits, mut count) = (0, 0);
+    for &byte in &payload[..STATES_LEN] {
+        let states = u64::from(*UNPACKED.get(usize::from(byte))?);
+        bits |= states << count;
+        count += BYTE_BITS;
+        if count >= WORD_BITS {
+            word(bits);
+            count -= WORD_BITS;
+            bits = states >> (BYTE_BITS - count);
         }
     }
-    Some(())
+    // What is left is behind the last block.
+    (bits == 0).then_some(())
 }
 
 /// What a directory page says of one map page.
@@ -210,20 +263,42 @@ pub(crate) fn unpack_entries(payload: &[u8], mut set: impl FnMut(usize, u64)) {
 mod tests {
     use super::*;
 
+    fn words(state: impl Fn(usize) -> BlockState) -> Vec<u64> {
+        let blocks: Vec<usize> = (0..index(PAGE_BLOCKS)).collect();
+        let word = |blocks: &[usize]| {
+            let states = blocks.iter().rev();
+            states.fold(0, |word, &block| word << STATE_BITS | state(block).bits())
+        };
+        blocks.chunks(WORD_BLOCKS).map(word).collect()
+    }
+
     #[test]
     fn packed_states_come_back() {
         let pattern = |block: usize| BlockState::from_bits((block * 7 / 3 % 3) as u64);
         let mut payload = vec![0; PAGE_LEN - PAYLOAD];
-        pack_states(pattern, &mut payload);
-        assert_eq!(payload[0], sum_of_first_five(pattern));
-        unpack_states(&payload, |block, state| assert_eq!(state, pattern(block))).unwrap();
+        let packed = words(pattern);
+        pack_states(packed.iter().copied(), &mut payload);
+        for (at, &byte) in payload[..STATES_LEN].iter().enumerate() {
+            assert_eq!(
+                byte,
+                sum_of_five(|block| at * 5 + block, pattern),
+                "byte {at}"
+            );
+        }
+        assert!(payload[STATES_LEN..].iter().all(|&byte| byte == 0));
+        let mut back = Vec::new();
+        unpack_states(&payload, |word| back.push(word)).unwrap();
+        assert_eq!(back, packed);
     }
 
-    fn sum_of_first_five(pattern: impl Fn(usize) -> BlockState) -> u8 {
-        let weights = [1, 3, 9, 27, 81];
-        let states = (0..5).map(|block| u8::try_from(pattern(block).bits()).unwrap());
+    /// FORMAT.md, section 3.3, block by block.
+    fn sum_of_five(block: impl Fn(usize) -> usize, state: impl Fn(usize) -> BlockState) -> u8 {
+        let blocks = (0..5)
+            .map(block)
+            .take_while(|&block| block < index(PAGE_BLOCKS));
+        let states = blocks.map(|block| u8::try_from(state(block).bits()).unwrap());
         states
-            .zip(weights)
+            .zip([1, 3, 9, 27, 81])
             .map(|(state, weight)| state * weight)
             .sum()
     }
@@ -232,12 +307,12 @@ mod tests {
     fn bytes_that_packing_never_makes_are_refused() {
         let mut payload = vec![0; PAGE_LEN - PAYLOAD];
         payload[100] = 243;
-        assert_eq!(unpack_states(&payload, |_, _| ()), None);
+        assert_eq!(unpack_states(&payload, |_| ()), None);
         payload[100] = 242;
-        assert_eq!(unpack_states(&payload, |_, _| ()), Some(()));
+        assert_eq!(unpack_states(&payload, |_| ()), Some(()));
         // The last byte holds four entries: 16,384 = 5 * 3,276 + 4.
         payload[3276] = 81;
-        assert_eq!(unpack_states(&payload, |_, _| ()), None);
+        assert_eq!(unpack_states(&payload, |_| ()), None);
     }
 
     #[test]

@@ -7,10 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::geometry::{PAGE_BLOCKS, index};
-use crate::page::BlockState;
-
-const BITS: usize = 2;
-const PER_WORD: usize = 64 / BITS;
+use crate::page::{BlockState, STATE_BITS as BITS, WORD_BLOCKS as PER_WORD};
 
 /// 16,384 block states.
 pub(crate) struct Cells(Box<[AtomicU64]>);
@@ -20,6 +17,18 @@ impl Cells {
     pub(crate) fn uniform(state: BlockState) -> Self {
         let words = index(PAGE_BLOCKS) / PER_WORD;
         Self((0..words).map(|_| AtomicU64::new(word_of(state))).collect())
+    }
+
+    /// The states as words, from the first block on.
+    pub(crate) fn of_words(words: impl Iterator<Item = u64>) -> Self {
+        let cells = Self(words.map(AtomicU64::new).collect());
+        assert_eq!(cells.0.len(), index(PAGE_BLOCKS) / PER_WORD);
+        cells
+    }
+
+    /// The words, each as it is when it is asked for.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|word| word.load(Ordering::Acquire))
     }
 
     pub(crate) fn get(&self, block: usize) -> BlockState {

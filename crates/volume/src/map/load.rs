@@ -13,11 +13,11 @@ use sealvol_store::{IoBuf, Store};
 use super::{Cells, Directory, Map, Page};
 use crate::error::VolumeError;
 use crate::geometry::{
-    DIRECTORY_PAGES, DIRECTORY_SPAN, PAGE_LEN, PAGE_SPAN, Place, directory_offset, index,
-    page_offset,
+    DIRECTORY_PAGES, DIRECTORY_SPAN, PAGE_BLOCKS, PAGE_LEN, PAGE_SPAN, Place, directory_offset,
+    index, page_offset,
 };
 use crate::page::{
-    self, BlockState, DirectoryEntry, PageFault, PageKind, PageName, payload, unpack_entries,
+    self, DirectoryEntry, PageFault, PageKind, PageName, WORD_BLOCKS, payload, unpack_entries,
     unpack_states,
 };
 
@@ -119,13 +119,10 @@ impl<S: Store> Map<S> {
         let (buf, place, _) = self
             .read_places(name, |place| page_offset(number, place), sequence)
             .await?;
-        let cells = Cells::uniform(BlockState::Absent);
-        unpack_states(payload(&buf), |block, state| {
-            if state != BlockState::Absent {
-                cells.set(block..block + 1, state);
-            }
-        })
-        .ok_or_else(|| damaged(name, "the page's MAC is good but its entries are not"))?;
+        let mut words = Vec::with_capacity(index(PAGE_BLOCKS) / WORD_BLOCKS);
+        unpack_states(payload(&buf), |word| words.push(word))
+            .ok_or_else(|| damaged(name, "the page's MAC is good but its entries are not"))?;
+        let cells = Cells::of_words(words.into_iter());
         Ok(Page::new(number, cells, place))
     }
 

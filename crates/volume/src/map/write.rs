@@ -77,7 +77,7 @@ impl<S: Store> Map<S> {
             let mut buf = IoBuf::for_overwrite(PAGE_LEN);
             let name = self.name(PageKind::Map, page.number);
             page::seal(name, sequence, &self.cipher, &mut buf, |payload| {
-                pack_states(|block| page.cells.get(block), payload);
+                pack_states(page.cells.words(), payload);
             });
             Content::Paged {
                 sequence,
