@@ -9,7 +9,7 @@
 //!
 //! Always:
 //! - a page on disk never carries an entry newer than the last data sync: the copies are made before it;
-//! - a flush never joins a commit that has begun; all flushes that arrive during one share the next;
+//! - a flush never joins a commit that has begun (`commit/joins.rs`);
 //! - one commit at a time, run as a task of its own, so that no client that goes away or stalls holds up the others;
 //! - a failed sync, durable write or map write is for ever: no commit ends well after it, it is recorded outside the
 //!   layer, then every waiting and every later flush and write is refused; nothing is tried again;
@@ -20,89 +20,17 @@
 //!
 //! Never: a sync on the caller's thread (the store sees to it), a reply before the record of a loss.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+mod joins;
 
-use event_listener::{Event, listener};
+use std::sync::Arc;
+
 use sealvol_store::Store;
 
 use crate::error::{Loss, LostStep, VolumeError};
 use crate::layer::Layer;
 use crate::superblock::Superblock;
 use crate::volume::Volume;
-
-/// The commits of one volume, counted.
-#[derive(Default)]
-pub(crate) struct Commits {
-    state: Mutex<State>,
-    ended: Event,
-}
-
-#[derive(Default)]
-struct State {
-    started: u64,
-    ended: u64,
-    lost: Option<Loss>,
-    /// Whether the loss is recorded outside the layer, so that it may be answered.
-    recorded: bool,
-    /// The last one that made everything durable.
-    done: u64,
-    /// Why the last one that did not, did not; the next one tries again.
-    refused: String,
-}
-
-/// Why a commit did not make everything durable.
-pub(crate) enum CommitFailed {
-    /// For ever.
-    Lost(Loss),
-    /// This time: the registry does not take what has to be in it first.
-    Refused(String),
-}
-
-impl From<Loss> for CommitFailed {
-    fn from(loss: Loss) -> Self {
-        Self::Lost(loss)
-    }
-}
-
-impl From<VolumeError> for CommitFailed {
-    fn from(error: VolumeError) -> Self {
-        Self::Refused(match error {
-            VolumeError::Registry(cause) => cause,
-            other => other.to_string(),
-        })
-    }
-}
-
-impl Commits {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The loss that stopped the volume, if there is one.
-    pub(crate) fn lost(&self) -> Option<Loss> {
-        self.state().lost.clone()
-    }
-
-    /// Refuses if the volume has stopped, once the loss is recorded.
-    pub(crate) async fn check(&self) -> Result<(), VolumeError> {
-        loop {
-            {
-                let state = self.state();
-                if state.lost.is_none() {
-                    return Ok(());
-                }
-            }
-            listener!(self.ended => ended);
-            {
-                let state = self.state();
-                if let (Some(loss), true) = (&state.lost, state.recorded) {
-                    return Err(VolumeError::Failed(loss.clone()));
-                }
-            }
-            ended.await;
-        }
-    }
-}
+pub(crate) use joins::{CommitFailed, Commits};
 
 impl<S: Store> Volume<S> {
     /// Makes everything durable that was answered before this call, on whatever connection.
@@ -112,33 +40,12 @@ impl<S: Store> Volume<S> {
     /// [`VolumeError::Failed`] once a sync or map write has failed, for ever. [`VolumeError::Registry`] if a snapshot's head
     /// switch could not be recorded: the next commit tries again.
     pub(crate) async fn commit(self: &Arc<Self>) -> Result<(), VolumeError> {
-        // The next commit to begin is the first that is sure to see all of it.
-        let wanted = self.commits.state().started + 1;
-        loop {
-            listener!(self.commits.ended => ended);
-            let begin = {
-                let mut state = self.commits.state();
-                match &state.lost {
-                    Some(loss) if state.recorded => return Err(VolumeError::Failed(loss.clone())),
-                    None if state.done >= wanted => return Ok(()),
-                    None if state.ended >= wanted => {
-                        return Err(VolumeError::Registry(state.refused.clone()));
-                    }
-                    _ => {}
-                }
-                let idle = state.lost.is_none() && state.started == state.ended;
-                if idle {
-                    state.started += 1;
-                }
-                idle
-            };
-            if begin {
-                let volume = Arc::clone(self);
-                self.host
-                    .spawn(Box::pin(async move { volume.run_commit().await }));
-            }
-            ended.await;
-        }
+        let begin = || {
+            let volume = Arc::clone(self);
+            self.host
+                .spawn(Box::pin(async move { volume.run_commit().await }));
+        };
+        self.commits.join(begin).await
     }
 
     async fn run_commit(self: Arc<Self>) {
@@ -146,16 +53,7 @@ impl<S: Store> Volume<S> {
         if let Err(CommitFailed::Lost(loss)) = &ended {
             self.record(loss.clone()).await;
         }
-        {
-            let mut state = self.commits.state();
-            state.ended = state.started;
-            match ended {
-                Ok(()) => state.done = state.ended,
-                Err(CommitFailed::Refused(cause)) => state.refused = cause,
-                Err(CommitFailed::Lost(_)) => {}
-            }
-        }
-        self.commits.ended.notify(usize::MAX);
+        self.commits.end(ended);
     }
 
     /// Lower layers first: until a switch is finished, the new top has nothing that may be called durable.
@@ -169,15 +67,10 @@ impl<S: Store> Volume<S> {
 
     /// Stops the volume for ever, at once; recorded outside the layer; then the error to answer with.
     pub(crate) async fn record(&self, loss: Loss) -> VolumeError {
-        let (first, recorded) = {
-            let mut state = self.commits.state();
-            let first = state.lost.get_or_insert(loss).clone();
-            (first, state.recorded)
-        };
+        let (first, recorded) = self.commits.lose(loss);
         if !recorded {
             self.host.record_loss(first.clone()).await;
-            self.commits.state().recorded = true;
-            self.commits.ended.notify(usize::MAX);
+            self.commits.recorded();
         }
         VolumeError::Failed(first)
     }

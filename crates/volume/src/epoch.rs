@@ -3,9 +3,8 @@
 //! A read enters before it looks at the map and leaves when its store read is done. `grace` waits
 //! for every read that entered before it was called; reads that enter later see the map as it is then.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-
-use event_listener::{Event, listener};
+use crate::sync::Ordering::SeqCst;
+use crate::sync::{AsyncMutex, AtomicUsize, Event, listener};
 
 /// Readers of one volume, in two halves that take turns.
 #[derive(Default)]
@@ -14,7 +13,7 @@ pub(crate) struct Epochs {
     readers: [AtomicUsize; 2],
     left: Event,
     /// One grace at a time: punches of two layers may want one at once.
-    turn: async_lock::Mutex<()>,
+    turn: AsyncMutex<()>,
 }
 
 /// A read under way.
@@ -55,28 +54,5 @@ impl Drop for Reader<'_> {
         if self.epochs.readers[self.half].fetch_sub(1, SeqCst) == 1 {
             self.epochs.left.notify(usize::MAX);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::pin::pin;
-    use std::task::{Context, Waker};
-
-    #[test]
-    fn grace_waits_for_earlier_readers_only() {
-        let epochs = Epochs::default();
-        let mut context = Context::from_waker(Waker::noop());
-        let early = epochs.enter();
-        let mut grace = pin!(epochs.grace());
-        assert!(grace.as_mut().poll(&mut context).is_pending());
-        let late = epochs.enter();
-        assert!(grace.as_mut().poll(&mut context).is_pending());
-        drop(early);
-        assert!(grace.as_mut().poll(&mut context).is_ready());
-        drop(late);
-        let mut again = pin!(epochs.grace());
-        assert!(again.as_mut().poll(&mut context).is_ready());
     }
 }

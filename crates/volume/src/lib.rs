@@ -7,12 +7,13 @@
 //! | reading | `io.rs` |
 //! | writing | `write.rs` |
 //! | zeroing, trimming | `zero.rs` |
-//! | when a write is durable | `commit.rs` |
+//! | when a write is durable | `commit.rs`, and who joins which commit: `commit/joins.rs` |
 //! | what is on disk | `FORMAT.md`, `superblock.rs`, `page.rs` |
 //! | which slot serves | `slots.rs` |
 //! | which block is absent, zero or data in a layer | `map/` |
 //! | who may change which block | `locks.rs` |
 //! | when freed space may go | `punch.rs`, `epoch.rs` |
+//! | what threads share state by | `sync.rs` |
 //! | creating the files of a layer | `create.rs` |
 //! | opening, and sealing what was not | `open.rs` |
 //! | growing, closing | `volume.rs` |
@@ -28,11 +29,14 @@
 //! while the store still works on it. Whoever serves clients drains their requests when they leave.
 
 mod adopt;
+mod block_state;
 mod bytes;
 mod commit;
 mod copy_up;
 mod create;
 mod epoch;
+#[cfg(test)]
+mod epoch_tests;
 mod error;
 #[cfg(any(fuzzing, test))]
 #[doc(hidden)]
@@ -43,6 +47,8 @@ mod ids;
 mod io;
 mod layer;
 mod locks;
+#[cfg(test)]
+mod locks_tests;
 mod map;
 mod materialise;
 mod open;
@@ -52,11 +58,13 @@ mod slots;
 mod snapshot;
 mod stack;
 mod superblock;
+mod sync;
 mod volume;
 mod write;
 mod zero;
 
 pub use adopt::{FoundLayer, read_layer, verify_layer};
+pub use block_state::BlockState;
 pub use copy_up::{CopiedUp, Pace, Unpaced, open_copy};
 pub use create::{DATA_FILE, META_FILE, create, destroy_keys, read_keys, replace_keys};
 pub use error::{Fault, Loss, LostStep, VolumeError};
@@ -70,7 +78,6 @@ pub use materialise::Materialised;
 pub use open::{
     Access, LayerParts, Pins, finish_sealing, open, open_rolled_back, open_sealed, view,
 };
-pub use page::BlockState;
 pub use snapshot::snapshot_all;
 pub use superblock::{LayerParams, MAX_WRAPPED_KEY, WrappedKey};
 pub use volume::{MapRun, Volume};

@@ -5,41 +5,13 @@
 
 use sealvol_crypto::{SectorCipher, constant_time_eq};
 
+pub(crate) use crate::block_state::{BlockState, STATE_BITS, WORD_BLOCKS};
 use crate::bytes::{put, u32_at, u64_at};
 use crate::geometry::{DIRECTORY_PAGES, PAGE_BLOCKS, PAGE_LEN, index};
 use crate::ids::LayerId;
 
 const PAYLOAD: usize = 64;
 const TRITS_PER_BYTE: usize = 5;
-
-/// What a layer says of one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum BlockState {
-    /// Nothing: the layer below decides; zeros if there is none.
-    Absent,
-    /// The block reads as zeros.
-    Zero,
-    /// The block's sectors are in the layer's data.
-    Data,
-}
-
-impl BlockState {
-    pub(crate) fn from_bits(bits: u64) -> Self {
-        match bits {
-            0 => Self::Absent,
-            1 => Self::Zero,
-            _ => Self::Data,
-        }
-    }
-
-    pub(crate) fn bits(self) -> u64 {
-        match self {
-            Self::Absent => 0,
-            Self::Zero => 1,
-            Self::Data => 2,
-        }
-    }
-}
 
 /// Which kind of page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,11 +90,7 @@ pub(crate) fn payload(page: &[u8]) -> &[u8] {
     &page[PAYLOAD..]
 }
 
-/// Bits of a block's state in memory ([`BlockState::bits`]).
-pub(crate) const STATE_BITS: usize = 2;
-/// Blocks whose states make one word in memory, the first one's in its lowest bits.
-pub(crate) const WORD_BLOCKS: usize = WORD_BITS / STATE_BITS;
-const WORD_BITS: usize = 64;
+const WORD_BITS: usize = WORD_BLOCKS * STATE_BITS;
 /// Bits of the states that make one byte of a map page.
 const BYTE_BITS: usize = STATE_BITS * TRITS_PER_BYTE;
 /// Bytes of a map page that carry states; the last of them has room for one more.

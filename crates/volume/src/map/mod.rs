@@ -17,6 +17,8 @@
 
 mod cache;
 mod cells;
+#[cfg(test)]
+mod cells_tests;
 mod damage;
 mod load;
 mod runs;
