@@ -7,6 +7,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::outcome::Outcome;
+use crate::peer::{Address, Peer};
 use crate::place::Place;
 use crate::programs::{self, Running, wait_for};
 
@@ -159,6 +160,34 @@ impl<'a> Daemon<'a> {
     #[track_caller]
     pub fn detach(&self, name: &str) {
         self.sealvol(&["volume", "detach", name]).succeeded();
+    }
+
+    /// Writes to an export.
+    ///
+    /// # Panics
+    /// If it is not served, or refuses the write.
+    #[track_caller]
+    pub fn write(&self, name: &str, offset: u64, data: &[u8]) {
+        let mut peer = Peer::open(&self.address(), name).expect("attached");
+        peer.write(offset, data).expect("written");
+    }
+
+    /// A whole export, as nbdcopy reads it.
+    ///
+    /// # Panics
+    /// If it cannot be read.
+    #[track_caller]
+    pub fn content(&self, name: &str) -> Vec<u8> {
+        let file = self.place.file(&format!("copy.{name}"));
+        let _ = std::fs::remove_file(&file);
+        let file_name = file.to_str().expect("UTF-8");
+        programs::run("nbdcopy", &[&self.uri(name), file_name]).succeeded();
+        std::fs::read(&file).expect("the copy")
+    }
+
+    /// Where it serves NBD.
+    pub fn address(&self) -> Address {
+        Address::from(self.socket().as_path())
     }
 
     /// The NBD URI that the export `name` has, attached or not.

@@ -206,17 +206,21 @@ fn rate(text: &str, number: impl FnOnce(&str) -> Result<u64, String>) -> Result<
 pub(crate) struct Create {
     /// Its name: 1 to 64 letters, digits, `.`, `_`, `-`
     pub(crate) name: VolumeName,
-    /// Such as 10G; a multiple of 4096 bytes
-    #[arg(long)]
-    pub(crate) size: Size,
-    /// The key that wraps its data key, as PROVIDER:KEY [default: local:default]
+    /// Such as 10G; a multiple of 4096 bytes [default for a clone: the snapshot's]
+    #[arg(long, required_unless_present = "from_snapshot")]
+    pub(crate) size: Option<Size>,
+    /// Begin as this snapshot: a clone, there at once, which shares the snapshot's layers
+    #[arg(long, value_name = "VOLUME@SNAPSHOT")]
+    pub(crate) from_snapshot: Option<SnapshotRef>,
+    /// The key that wraps its data keys, as PROVIDER:KEY [default: local:default, for a clone that
+    /// of the snapshot's volume]
     #[arg(long, value_name = "KEYREF")]
     pub(crate) key: Option<String>,
-    /// Bytes of a data unit of the cipher: 4096 or 512
-    #[arg(long, default_value = "4096", value_name = "BYTES",
+    /// Bytes of a data unit of the cipher: 4096 or 512 [default: 4096, for a clone as it is]
+    #[arg(long, value_name = "BYTES",
           value_parser = PossibleValuesParser::new(["512", "4096"])
               .map(|text| if text == "512" { 512_u32 } else { 4096 }))]
-    pub(crate) sector_size: u32,
+    pub(crate) sector_size: Option<u32>,
     /// Where the ciphertext goes: a directory, or a block device [default: the state directory]
     #[arg(long, value_name = "STORE")]
     pub(crate) backing: Option<PathBuf>,
@@ -375,7 +379,13 @@ mod tests {
         let Noun::Volume(Volume::Create(create)) = cli.noun else {
             panic!("another command")
         };
-        assert_eq!((create.size.bytes(), create.sector_size), (10 << 30, 512));
+        let size = create.size.map(Size::bytes);
+        assert_eq!((size, create.sector_size), (Some(10 << 30), Some(512)));
+        let cli = parse("sealvol volume create v --from-snapshot w@s").expect("valid");
+        let Noun::Volume(Volume::Create(create)) = cli.noun else {
+            panic!("another command")
+        };
+        assert_eq!((create.size.is_none(), create.sector_size), (true, None));
         for wrong in [
             "sealvol volume create v",
             "sealvol volume create v --size ten",

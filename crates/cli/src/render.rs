@@ -78,6 +78,7 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
             .map(|why| ("attach failure", why.clone())),
     );
     pairs.push(("depth", volume.depth.to_string()));
+    pairs.extend(volume.origin.iter().map(|from| ("origin", origin(from))));
     for layer in &volume.layers {
         pairs.push(("layer", layer_line(layer)));
     }
@@ -99,6 +100,17 @@ fn limits(limits: &api::Limits) -> String {
     format!("{}, burst {} s", both.join(", "), limits.burst_seconds)
 }
 
+fn origin(origin: &api::Origin) -> String {
+    let snapshot = match &origin.snapshot {
+        Some(snapshot) => format!("snapshot {snapshot}"),
+        None => "a snapshot that is deleted".to_owned(),
+    };
+    format!(
+        "{snapshot} (layer {} of volume {})",
+        origin.layer, origin.volume
+    )
+}
+
 fn layer_line(layer: &api::Layer) -> String {
     let mut line = format!(
         "{} data key {} generation {}",
@@ -118,8 +130,10 @@ fn layer_line(layer: &api::Layer) -> String {
 
 pub(crate) fn created(volume: &api::Volume) -> String {
     let size = Size(volume.size);
+    let from = volume.origin.as_ref().and_then(|o| o.snapshot.as_ref());
+    let from = from.map_or_else(String::new, |from| format!(" from {from}"));
     format!(
-        "Volume {} created: {size}, key {} version {}\n",
+        "Volume {} created{from}: {size}, key {} version {}\n",
         volume.name, volume.key, volume.key_version
     )
 }

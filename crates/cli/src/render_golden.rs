@@ -30,6 +30,7 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
             snapshot: None,
         }],
         depth: 1,
+        origin: None,
     }
 }
 
@@ -167,6 +168,27 @@ layer:        8a1b data key c3d4 generation 7
 layer:        9e2f data key c3d4 generation 12 sealed snapshot monday from volume b7a0
 ";
     assert!(text.ends_with(end), "{text}");
+}
+
+#[test]
+fn a_clone_says_what_it_was_made_from() {
+    let mut clone = volume_fixture("c", api::VolumeState::Available);
+    clone.origin = Some(api::Origin {
+        layer: "9e2f".into(),
+        volume: "b7a0".into(),
+        snapshot: Some("v@monday".parse().expect("a name")),
+    });
+    assert_eq!(
+        created(&clone),
+        "Volume c created from v@monday: 10G, key local:default version 1\n"
+    );
+    let line = "\norigin:       snapshot v@monday (layer 9e2f of volume b7a0)\nlayer:";
+    let text = volume(&clone);
+    assert!(text.contains(line), "{text}");
+    clone.origin.as_mut().expect("an origin").snapshot = None;
+    let line = "\norigin:       a snapshot that is deleted (layer 9e2f of volume b7a0)\n";
+    let text = volume(&clone);
+    assert!(text.contains(line), "{text}");
 }
 
 #[test]

@@ -208,11 +208,12 @@ fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
     let layers_dir = create.layers_dir.map(|path| absolute("--layers-dir", path));
     Ok(api::CreateVolume {
         name: create.name,
-        size: create.size.bytes(),
+        size: create.size.map(|size| size.bytes()),
         key: create.key,
-        sector_size: Some(create.sector_size),
+        sector_size: create.sector_size,
         backing: backing.transpose()?,
         layers_dir: layers_dir.transpose()?,
+        from_snapshot: create.from_snapshot,
     })
 }
 

@@ -138,12 +138,13 @@ impl fmt::Display for VolumeName {
 pub struct CreateVolume {
     /// Its name, free until now.
     pub name: VolumeName,
-    /// Bytes, a multiple of 4096.
-    pub size: u64,
-    /// `PROVIDER:KEY` that wraps its data key; `local:default` if absent.
+    /// Bytes, a multiple of 4096. Only a clone may leave it out: it has the snapshot's size then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// `PROVIDER:KEY` that wraps its data keys; if absent, `local:default`, or for a clone that of the volume it is made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Bytes of one data unit of the cipher: 4096 (if absent) or 512.
+    /// Bytes of one data unit of the cipher: 4096 (if absent) or 512. A clone has that of the volume it is made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector_size: Option<u32>,
     /// Where the ciphertext goes: a directory, or a block device. The state directory if absent.
@@ -153,6 +154,9 @@ pub struct CreateVolume {
     /// first one is; a volume on a block device has no place for them then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layers_dir: Option<PathBuf>,
+    /// The snapshot that it begins as: a clone, there at once, since it shares the snapshot's layers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_snapshot: Option<SnapshotRef>,
 }
 
 /// Ask to attach a volume: unwrap its key and export it.
@@ -379,6 +383,21 @@ pub struct Volume {
     pub depth: usize,
     /// From the top down.
     pub layers: Vec<Layer>,
+    /// Present while it is a clone: what the layers that it does not own come from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+}
+
+/// What a clone was made from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// UUID of the newest layer that it shares.
+    pub layer: String,
+    /// UUID of the volume that this layer was made for; it may be deleted.
+    pub volume: String,
+    /// The snapshot, by its present name, while there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRef>,
 }
 
 /// How a volume is attached.

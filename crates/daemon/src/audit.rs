@@ -37,7 +37,10 @@ pub(crate) struct Record {
     /// The key-encryption key, as `PROVIDER:KEY`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// Its version.
+    /// The key that wrapped it before, if it was wrapped anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Version of the key-encryption key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_version: Option<u32>,
     /// The encryption context.
@@ -59,6 +62,8 @@ pub(crate) enum Operation {
     Adopt,
     /// An attach was refused after its key was unwrapped, or before it was asked for.
     Attach,
+    /// A volume was made that stands on layers of another one.
+    Clone,
     /// A key-encryption key was made.
     CreateKey,
     /// A part of a volume's map is damaged or tampered with, and its range answers with errors.
@@ -73,6 +78,8 @@ pub(crate) enum Operation {
     Snapshot,
     /// A superblock slot that was torn, or older than the other one, was written anew from that.
     Repair,
+    /// A data key was wrapped anew: under another key, a newer version of it, or for another volume.
+    Rewrap,
     /// Wrapped keys were overwritten.
     Shred,
     /// A data key was unwrapped.
@@ -89,6 +96,7 @@ impl Record {
             volume: None,
             name: None,
             key: None,
+            from: None,
             key_version: None,
             context: BTreeMap::new(),
             result: "ok".to_owned(),

@@ -148,6 +148,16 @@ pub enum Error {
         /// How many.
         layers: usize,
     },
+    /// A clone can't be what was asked for.
+    #[error("volume {name}: it can't begin as snapshot {snapshot}: {cause}")]
+    NoSuchClone {
+        /// The clone.
+        name: VolumeName,
+        /// What it was to begin as.
+        snapshot: SnapshotRef,
+        /// Why not.
+        cause: String,
+    },
     /// There is no such volume.
     #[error("volume {0}: there is none of that name")]
     NoSuchVolume(VolumeName),
@@ -239,6 +249,18 @@ pub enum Error {
     /// It is no key reference.
     #[error(transparent)]
     KeyRef(#[from] KeyRefError),
+    /// A key service can't open what another one wrapped.
+    #[error(
+        "volume {name}: {from} wraps a data key of it, which the provider of {to} can't wrap anew"
+    )]
+    OtherProvider {
+        /// The volume.
+        name: VolumeName,
+        /// The key that wraps it.
+        from: KeyRef,
+        /// The key that was to wrap it.
+        to: KeyRef,
+    },
     /// No configured provider has that name.
     #[error("key provider `{provider}`: it is not configured; there are: {configured}")]
     NoSuchProvider {

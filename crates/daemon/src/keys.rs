@@ -123,6 +123,77 @@ impl Keys {
         self.record(record, wrapped).await
     }
 
+    /// Has data keys wrapped anew, in the order that they are given: the same keys, for another volume or under another key.
+    /// Nobody sees them. One batch for each [`CALLS_MAX`] of them.
+    ///
+    /// # Errors
+    /// [`Error::OtherProvider`]: a key service wraps anew only what it wrapped itself. When the key service refuses or cannot be
+    /// asked, or a record cannot be written.
+    pub(crate) async fn rewrap_all(
+        &self,
+        right: Right,
+        caller: Caller,
+        copies: &[(WrappedCopy, Subject)],
+        to: &KeyRef,
+    ) -> Result<Vec<Wrapped>, Error> {
+        let foreign = |(from, _): &&(WrappedCopy, Subject)| from.key.provider() != to.provider();
+        if let Some((from, _)) = copies.iter().find(foreign) {
+            return Err(Error::OtherProvider {
+                name: from.subject.name.clone(),
+                from: from.key.clone(),
+                to: to.clone(),
+            });
+        }
+        let mut wrapped = Vec::with_capacity(copies.len());
+        for batch in copies.chunks(CALLS_MAX) {
+            let calls = batch.iter().map(|(from, subject)| Call::Rewrap {
+                key: from.key.key().to_owned(),
+                wrapped: from.blob.clone(),
+                old_context: from.subject.context.clone(),
+                new_key: to.key().to_owned(),
+                new_context: subject.context.clone(),
+            });
+            let asked = self
+                .ask_all(right, to, calls.collect(), Attempts::Several)
+                .await;
+            let results: Vec<Result<Done, Error>> = match asked {
+                Ok(answer) => {
+                    let failed = |failure| Error::Key {
+                        volume: None,
+                        failure: Box::new(failure),
+                    };
+                    let results = answer.results.into_iter();
+                    results.map(|result| result.map_err(failed)).collect()
+                }
+                Err(error) => {
+                    let subject = &batch[0].1;
+                    let record = record(Operation::Rewrap, caller, subject, to);
+                    return self.record(record, Err(about(&subject.name, error))).await;
+                }
+            };
+            // Each has its record; the first failure is the one that is told.
+            let mut outcome = Ok(());
+            for ((from, subject), result) in batch.iter().zip(results) {
+                let rewrapped = result.map_err(|error| about(&subject.name, error));
+                let rewrapped = rewrapped.and_then(|done| match done {
+                    Done::Rewrap(wrapped) => Ok(wrapped),
+                    other => Err(mismatched(&other)),
+                });
+                let record = Record {
+                    key_version: rewrapped.as_ref().ok().map(|wrapped| wrapped.key_version),
+                    from: Some(from.key.to_string()),
+                    ..record(Operation::Rewrap, caller, subject, to)
+                };
+                match self.record(record, rewrapped).await {
+                    Ok(rewrapped) => wrapped.push(rewrapped),
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
+            outcome?;
+        }
+        Ok(wrapped)
+    }
+
     /// Unwraps data keys straight into locked memory, in the order of their wrapped copies: one batch for each provider.
     ///
     /// # Errors

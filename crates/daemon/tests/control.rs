@@ -135,11 +135,12 @@ async fn a_creation_that_fails_leaves_nothing() {
     let client = daemon.client();
     let request = api::CreateVolume {
         name: "v".parse().expect("a name"),
-        size: 1 << 20,
+        size: Some(1 << 20),
         key: None,
         sector_size: None,
         backing: None,
         layers_dir: None,
+        from_snapshot: None,
     };
     for _ in 0..2 {
         let error = client
@@ -170,31 +171,46 @@ async fn requests_are_refused_before_a_key_is_used() {
     let client = daemon.client();
     let good = api::CreateVolume {
         name: "v".parse().expect("a name"),
-        size: 1 << 20,
+        size: Some(1 << 20),
         key: None,
         sector_size: None,
         backing: None,
         layers_dir: None,
+        from_snapshot: None,
     };
     let key = |text: &str| Some(text.to_owned());
     for (request, expected) in [
         (
             api::CreateVolume {
-                size: 4097,
+                size: Some(4097),
                 ..good.clone()
             },
             ErrorKind::Usage,
         ),
         (
             api::CreateVolume {
-                size: 0,
+                size: None,
                 ..good.clone()
             },
             ErrorKind::Usage,
         ),
         (
             api::CreateVolume {
-                size: 1 << 60,
+                from_snapshot: "none@s".parse().ok(),
+                ..good.clone()
+            },
+            ErrorKind::NotFound,
+        ),
+        (
+            api::CreateVolume {
+                size: Some(0),
+                ..good.clone()
+            },
+            ErrorKind::Usage,
+        ),
+        (
+            api::CreateVolume {
+                size: Some(1 << 60),
                 ..good.clone()
             },
             ErrorKind::Usage,
@@ -343,11 +359,12 @@ async fn each_right_opens_its_own_calls_only() {
     let name: api::VolumeName = "v".parse().expect("a name");
     let create = api::CreateVolume {
         name: name.clone(),
-        size: 4096,
+        size: Some(4096),
         key: None,
         sector_size: None,
         backing: None,
         layers_dir: None,
+        from_snapshot: None,
     };
     let refused = [
         client.create_volume(&create).await.expect_err("create"),

@@ -38,7 +38,9 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::Backing { .. }
         | Error::DeviceSize { .. }
         | Error::DirectUnit { .. }
-        | Error::KeyRef(_) => ErrorKind::Usage,
+        | Error::KeyRef(_)
+        | Error::NoSuchClone { .. }
+        | Error::OtherProvider { .. } => ErrorKind::Usage,
         Error::BackingNotAllowed { .. }
         | Error::BadKey { .. }
         | Error::Forbidden { .. }
@@ -187,6 +189,10 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::TooManyLayers { .. } => "Copy what it holds to a new volume, and go on with that",
 
         Error::NoRoom { .. } => "Make room there; nothing was written",
+        Error::NoSuchClone { .. } => "Leave the option out: a clone has what its snapshot has",
+        Error::OtherProvider { .. } => {
+            "Name a key of the same provider; data moves to another provider's key only by being copied"
+        }
         Error::NotAdoptable { .. } => {
             "Name the directory of a volume's layer as it was made, and the key that wrapped its data key"
         }

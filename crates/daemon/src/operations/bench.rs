@@ -41,11 +41,12 @@ impl Daemon {
         let id = VolumeId::random().to_string();
         let create = api::CreateVolume {
             name: format!("bench-{}", &id[..8]).parse()?,
-            size: SIZE,
+            size: Some(SIZE),
             key: None,
             sector_size: None,
             backing: None,
             layers_dir: None,
+            from_snapshot: None,
         };
         let _turn = self.turn(&create.name).await;
         let new = self.check_create(caller, &create).await?;

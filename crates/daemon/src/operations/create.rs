@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
-use sealvol_control::keychild::Right;
+use sealvol_control::keychild::{Right, Wrapped};
 use sealvol_crypto::UnitSize;
 use sealvol_volume::{DataKeyId, LayerId, LayerParams, VolumeId, WrappedKey, check_size};
 
@@ -27,6 +27,9 @@ impl Daemon {
         caller: Caller,
         request: api::CreateVolume,
     ) -> Result<api::Volume, Error> {
+        if let Some(snapshot) = request.from_snapshot.clone() {
+            return self.clone_volume(caller, request, &snapshot).await;
+        }
         let _turn = self.turn(&request.name).await;
         let new = self.check_create(caller, &request).await?;
         let row = new.clone();
@@ -56,7 +59,8 @@ impl Daemon {
         request: &api::CreateVolume,
     ) -> Result<NewVolume, Error> {
         let name = request.name.clone();
-        check_size(request.size).map_err(Error::volume(&name))?;
+        let size = request.size.ok_or_else(no_size)?;
+        check_size(size).map_err(Error::volume(&name))?;
         let sector_size = UnitSize::try_from(request.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE))
             .map_err(|error| Error::BadRequest(error.to_string()))?;
         let key = request
@@ -67,7 +71,7 @@ impl Daemon {
         let backing = match &request.backing {
             None => Backing::State,
             Some(path) => {
-                let backing = examine_backing(&name, path, request.size)?;
+                let backing = examine_backing(&name, path, size)?;
                 self.check_backing(caller, &backing)?;
                 self.check_device(&backing).await?;
                 backing
@@ -75,13 +79,13 @@ impl Daemon {
         };
         let layers_dir = match &request.layers_dir {
             None => None,
-            Some(path) => Some(self.check_layers_dir(caller, &name, path, request.size)?),
+            Some(path) => Some(self.check_layers_dir(caller, &name, path, size)?),
         };
         Ok(NewVolume {
             id: VolumeId::random(),
             name,
             created: timestamp::now(),
-            size: request.size,
+            size,
             sector_size,
             key,
             backing,
@@ -138,7 +142,12 @@ impl Daemon {
             return Ok(());
         };
         for row in self.registry.call(|registry| registry.volumes()).await? {
-            if matches!(&row.backing, Backing::Device(taken) if is_same_device(taken, path)) {
+            // A clone may stand on a layer there whose own volume is deleted.
+            let layers = self.stack(&row, row.top).await?;
+            let mut taken = layers.iter().map(|layer| &layer.backing);
+            if taken
+                .any(|taken| matches!(taken, Backing::Device(taken) if is_same_device(taken, path)))
+            {
                 let path = path.clone();
                 return Err(Error::BackingTaken {
                     path,
@@ -155,25 +164,33 @@ impl Daemon {
         new: &NewVolume,
         place: &Place,
     ) -> Result<WrappedBy, Error> {
-        let context = context(new.id, new.data_key, new.sector_size);
+        let (by, key) = self.own_key(caller, new).await?;
+        self.make_files(new, place, &[key]).await?;
+        Ok(by)
+    }
+
+    /// The data key of a new volume's first layer, generated wrapped.
+    pub(super) async fn own_key(
+        &self,
+        caller: Caller,
+        new: &NewVolume,
+    ) -> Result<(WrappedBy, WrappedKey), Error> {
         let subject = Subject {
             id: new.id,
             name: new.name.clone(),
-            context,
+            context: context(new.id, new.data_key, new.sector_size),
         };
         let wrapped = self.keys.generate(caller, &subject, &new.key).await?;
-        let by = WrappedBy {
-            provider: new.key.provider().to_owned(),
-            key_id: wrapped.key_id,
-            key_version: wrapped.key_version,
-        };
-        let key = WrappedKey {
-            data_key: new.data_key,
-            provider: by.provider.clone(),
-            key_id: by.key_id.clone(),
-            key_version: by.key_version,
-            blob: wrapped.blob,
-        };
+        Ok(as_record(new.data_key, &new.key, wrapped))
+    }
+
+    /// The files of a new volume's first layer, durable, with these wrapped keys: its own first.
+    pub(super) async fn make_files(
+        &self,
+        new: &NewVolume,
+        place: &Place,
+        keys: &[WrappedKey],
+    ) -> Result<(), Error> {
         let params = LayerParams {
             volume: new.id,
             layer: new.layer,
@@ -182,10 +199,9 @@ impl Daemon {
             sector_size: new.sector_size,
         };
         let directory = place.make().map_err(Error::store(&new.name))?;
-        sealvol_volume::create(&directory, place.has_data_file(), &params, &[key])
+        sealvol_volume::create(&directory, place.has_data_file(), &params, keys)
             .await
-            .map_err(Error::volume(&new.name))?;
-        Ok(by)
+            .map_err(Error::volume(&new.name))
     }
 
     /// What stays behind is found *creating* at the next start, and undone then.
@@ -203,6 +219,31 @@ impl Daemon {
             tracing::warn!(volume = %new.name, %error, "the failed creation stays registered for now");
         }
     }
+}
+
+/// A data key as a key service wrapped it: what the registry says of it, and its record in a superblock.
+pub(super) fn as_record(
+    data_key: DataKeyId,
+    key: &KeyRef,
+    wrapped: Wrapped,
+) -> (WrappedBy, WrappedKey) {
+    let by = WrappedBy {
+        provider: key.provider().to_owned(),
+        key_id: wrapped.key_id,
+        key_version: wrapped.key_version,
+    };
+    let record = WrappedKey {
+        data_key,
+        provider: by.provider.clone(),
+        key_id: by.key_id.clone(),
+        key_version: by.key_version,
+        blob: wrapped.blob,
+    };
+    (by, record)
+}
+
+fn no_size() -> Error {
+    Error::BadRequest("it names no size".to_owned())
 }
 
 /// Fewest cipher calls a byte, and the page size that guests write by.

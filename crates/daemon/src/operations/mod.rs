@@ -6,10 +6,12 @@
 mod adopt;
 mod attach;
 mod bench;
+mod clone;
 mod create;
 mod delete;
 mod detach;
 mod flatten;
+mod fresh_key;
 mod keys;
 mod limit;
 mod recover;

@@ -172,6 +172,7 @@ impl Daemon {
             attach_failure: self.failures.of(row.name.as_str()),
             depth: layers.len(),
             layers,
+            origin: parts.origin,
             name: row.name,
         }
     }
@@ -235,11 +236,23 @@ struct Parts {
     layers: Vec<LayerRow>,
     data_keys: HashMap<DataKeyId, WrappedBy>,
     snapshots: Vec<SnapshotRow>,
+    origin: Option<api::Origin>,
 }
 
 fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Parts, RegistryError> {
+    let layers = registry.stack(top)?;
+    let inherited = layers.iter().find(|layer| layer.volume != volume);
+    let origin = match inherited {
+        None => None,
+        Some(layer) => Some(api::Origin {
+            layer: layer.id.to_string(),
+            volume: layer.volume.to_string(),
+            snapshot: registry.snapshot_of_layer(layer.id)?,
+        }),
+    };
     Ok(Parts {
-        layers: registry.stack(top)?,
+        origin,
+        layers,
         data_keys: registry.data_keys(volume)?,
         snapshots: registry.snapshots(volume)?,
     })

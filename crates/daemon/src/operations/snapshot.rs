@@ -25,7 +25,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
 use crate::host::Accepted;
-use crate::registry::{LayerRow, NewTop, VolumeRow, WrappedBy};
+use crate::registry::{Backing, LayerRow, NewTop, VolumeRow, WrappedBy};
 use crate::rights::Caller;
 use crate::timestamp;
 
@@ -93,20 +93,11 @@ impl Daemon {
         fresh: Option<FreshKey>,
     ) -> Result<Cut, Error> {
         let export = self.exports.get(row.name.as_str());
-        self.check_cuttable(&row, export.as_deref())?;
+        let layers = self.stack(&row, row.top).await?;
+        let backing = self.check_place_for_top(&row, &layers)?;
         if let Some(name) = snapshot {
             self.check_snapshot_free(&row, name).await?;
         }
-        let layers = self.stack(&row, row.top).await?;
-        if layers.len() >= LAYERS_MAX {
-            return Err(Error::TooManyLayers {
-                name: row.name.clone(),
-                layers: layers.len(),
-            });
-        }
-        let backing = row
-            .next_backing()
-            .ok_or_else(|| Error::NoPlaceForLayers(row.name.clone()))?;
         let (old, mut keys) = (&layers[0], self.wrapped_keys(&row).await?);
         let same_key = fresh.is_none();
         let (data_key, by, cipher) = match fresh {
@@ -124,7 +115,10 @@ impl Daemon {
             backing,
             data_key,
             sealed: false,
-            commitment: old.commitment.filter(|_| same_key),
+            commitment: match &cipher {
+                Some(cipher) => Some(cipher.commitment()),
+                None => old.commitment.filter(|_| same_key),
+            },
             generation: 0,
             bound: false,
             boot: None,
@@ -142,6 +136,24 @@ impl Daemon {
             keys,
             cipher,
         })
+    }
+
+    /// Whether a volume can have another top now, and where it goes. `layers` is its stack.
+    pub(super) fn check_place_for_top(
+        &self,
+        row: &VolumeRow,
+        layers: &[LayerRow],
+    ) -> Result<Backing, Error> {
+        let export = self.exports.get(row.name.as_str());
+        self.check_cuttable(row, export.as_deref())?;
+        if layers.len() >= LAYERS_MAX {
+            return Err(Error::TooManyLayers {
+                name: row.name.clone(),
+                layers: layers.len(),
+            });
+        }
+        let backing = row.next_backing();
+        backing.ok_or_else(|| Error::NoPlaceForLayers(row.name.clone()))
     }
 
     fn check_cuttable(&self, row: &VolumeRow, export: Option<&Export>) -> Result<(), Error> {
@@ -380,4 +392,4 @@ fn failed_name(cuts: &[Cut]) -> &VolumeName {
 }
 
 /// A read may have to look through all of them, and a superblock holds the keys of all of them.
-const LAYERS_MAX: usize = 128;
+pub(super) const LAYERS_MAX: usize = 128;

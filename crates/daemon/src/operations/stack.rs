@@ -140,6 +140,11 @@ impl Daemon {
         // One at a time: two volumes that stand on one layer open it once.
         let mut open = self.open_layers.lock().await;
         open.retain(|_, layer| layer.strong_count() > 0);
+        // Another volume that stands on them may have sealed one since they were looked up.
+        let layers = &match layers.first() {
+            Some(nearest) => self.stack(opening.row, nearest.id).await?,
+            None => Vec::new(),
+        };
         for row in layers {
             let Some(layer) = open.get(&row.id).and_then(Weak::upgrade) else {
                 continue;
@@ -264,7 +269,7 @@ pub(super) async fn discard_caches(row: &VolumeRow, files: &Files) -> Result<(),
 }
 
 /// The copy of a data key that the key wrapped which the registry names.
-fn wrapped_copy(
+pub(super) fn wrapped_copy(
     row: &VolumeRow,
     data_key: DataKeyId,
     by: Option<&WrappedBy>,

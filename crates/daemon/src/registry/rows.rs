@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use rusqlite::Row;
 use rusqlite::types::Type;
-use sealvol_control::api::{SnapshotName, VolumeName};
+use sealvol_control::api::{SnapshotName, SnapshotRef, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
@@ -219,6 +219,13 @@ pub(super) fn snapshot(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
         name: parsed(row, 2)?,
         created: row.get(3)?,
         attached,
+    })
+}
+
+pub(super) fn snapshot_ref(row: &Row<'_>) -> rusqlite::Result<SnapshotRef> {
+    Ok(SnapshotRef {
+        volume: parsed(row, 0)?,
+        name: parsed(row, 1)?,
     })
 }
 

@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
-use sealvol_control::api::SnapshotName;
+use sealvol_control::api::{SnapshotName, SnapshotRef};
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::RegistryError;
@@ -67,6 +67,17 @@ impl Database {
             params![volume.to_string(), name.as_str()],
             rows::snapshot,
         );
+        Ok(row.optional()?)
+    }
+
+    /// What the snapshot is called that this is the newest layer of, if there is one that is not deleted.
+    pub(crate) fn snapshot_of_layer(&mut self, layer: LayerId) -> Result<Option<SnapshotRef>> {
+        let sql =
+            "SELECT volumes.name, snapshots.name FROM snapshots JOIN volumes ON volumes.id = volume
+                   WHERE layer = ?1 AND deleted = 0 AND state = 'available'";
+        let row = self
+            .connection
+            .query_row(sql, [layer.to_string()], rows::snapshot_ref);
         Ok(row.optional()?)
     }
 

@@ -1,0 +1,244 @@
+//! `volume create --from-snapshot`: a volume that begins as a snapshot holds, there at once; no data is copied.
+//!
+//! ```text
+//!   registry: creating ─▶ key service: a new data key for the clone, the inherited ones wrapped for the clone
+//!      ─▶ the clone's top, complete and durable ─▶ another top for the source, under a new data key ─▶ registry: available
+//!                                                   (if it writes under one that the clone inherits)
+//! ```
+//! What always holds:
+//! - a data key never has writable layers in two volumes: else whoever writes the store could put what the source writes from
+//!   now on into what the clone reads. The source has its new top before the clone exists;
+//! - layers are shared, keys are not: the clone's own top carries its own copy of every data key that it inherits, wrapped for
+//!   the clone's id by the key service. Nobody sees one. So it needs nothing of its source any more;
+//! - whatever fails or is cut short leaves no clone, and the source with all that it had.
+
+use std::collections::HashSet;
+
+use sealvol_control::api::{self, SnapshotRef};
+use sealvol_control::keychild::Right;
+use sealvol_crypto::UnitSize;
+use sealvol_volume::{DataKeyId, WrappedKey};
+
+use super::attach::is_recorded;
+use super::context;
+use super::create::as_record;
+use super::snapshot::{Cut, LAYERS_MAX};
+use super::stack::wrapped_copy;
+use crate::audit::{Operation, Record};
+use crate::daemon::Daemon;
+use crate::error::Error;
+use crate::keys::Subject;
+use crate::place::Place;
+use crate::registry::{LayerRow, NewVolume, VolumeRow, WrappedBy};
+use crate::rights::Caller;
+
+/// What a clone begins as.
+struct Source<'a> {
+    name: &'a SnapshotRef,
+    row: VolumeRow,
+    /// Of the snapshot, from the top down.
+    layers: Vec<LayerRow>,
+}
+
+impl Daemon {
+    pub(super) async fn clone_volume(
+        &self,
+        caller: Caller,
+        request: api::CreateVolume,
+        snapshot: &SnapshotRef,
+    ) -> Result<api::Volume, Error> {
+        // In the order of their names, as everybody who takes several.
+        let mut names = vec![&request.name, &snapshot.volume];
+        names.sort();
+        names.dedup();
+        let mut turns = Vec::new();
+        for name in names {
+            turns.push(self.turn(name).await);
+        }
+        let (row, found) = self.registered_snapshot(snapshot).await?;
+        let layers = self.stack(&row, found.layer).await?;
+        let source = Source {
+            name: snapshot,
+            row,
+            layers,
+        };
+        let request = self.complete(request, &source)?;
+        let new = NewVolume {
+            parent: Some(found.layer),
+            ..self.check_create(caller, &request).await?
+        };
+        let registered = new.clone();
+        self.registry
+            .call(move |registry| registry.begin_create(&registered))
+            .await?;
+        let place = Place::of(&new.backing, new.layer, &self.state.layers());
+        match self.make_clone(caller, &new, &place, &source).await {
+            Ok(keys) => {
+                let id = new.id;
+                self.registry
+                    .call(move |registry| registry.finish_create(id, &keys))
+                    .await?;
+                tracing::info!(volume = %new.name, id = %new.id, from = %snapshot, "cloned");
+                self.show_volume(&new.name).await
+            }
+            Err(error) => {
+                self.undo_create(&new, &place).await;
+                if !is_recorded(&error) {
+                    let refused = self.record_clone(caller, &new, error.to_string()).await;
+                    if let Err(error) = refused {
+                        tracing::error!(volume = %new.name, %error, "the refusal could not be recorded");
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The request with what a clone has from its source.
+    fn complete(
+        &self,
+        request: api::CreateVolume,
+        source: &Source<'_>,
+    ) -> Result<api::CreateVolume, Error> {
+        let refuse = |cause| Error::NoSuchClone {
+            name: request.name.clone(),
+            snapshot: source.name.clone(),
+            cause,
+        };
+        let (least, depth) = (source.layers[0].size, source.layers.len());
+        let size = request.size.unwrap_or(least);
+        if size < least {
+            let cause = format!("{size} bytes were asked for, the snapshot has {least}");
+            return Err(refuse(cause));
+        }
+        let has = source.row.sector_size;
+        let asked = request.sector_size.map(UnitSize::try_from).transpose();
+        let asked = asked.map_err(|error| Error::BadRequest(error.to_string()))?;
+        if asked.is_some_and(|asked| asked != has) {
+            let cause = format!("its sectors have {} bytes", has.bytes());
+            return Err(refuse(cause));
+        }
+        let pending = source.layers.iter().any(|layer| !layer.sealed);
+        if let Some(loss) = source.row.loss.clone().filter(|_| pending) {
+            let name = source.row.name.clone();
+            return Err(Error::LossRecorded { name, loss });
+        }
+        if depth >= LAYERS_MAX {
+            return Err(Error::TooManyLayers {
+                name: source.row.name.clone(),
+                layers: depth,
+            });
+        }
+        let key = request.key.clone();
+        Ok(api::CreateVolume {
+            size: Some(size),
+            sector_size: u32::try_from(has.bytes()).ok(),
+            key: key.or_else(|| Some(source.row.key.to_string())),
+            ..request
+        })
+    }
+
+    /// The clone's keys and its top, and the source's new one: what is left to do is to say that the clone exists.
+    async fn make_clone(
+        &self,
+        caller: Caller,
+        new: &NewVolume,
+        place: &Place,
+        source: &Source<'_>,
+    ) -> Result<Vec<(DataKeyId, WrappedBy)>, Error> {
+        let (by, own) = self.own_key(caller, new).await?;
+        let (mut keys, mut records) = (vec![(new.data_key, by)], vec![own]);
+        for (by, record) in self.inherited_keys(caller, new, source).await? {
+            keys.push((record.data_key, by));
+            records.push(record);
+        }
+        let cut = self.cut_for_clone(caller, source).await?;
+        self.make_files(new, place, &records).await?;
+        let stands_on = format!(
+            "ok: it stands on layer {} of volume {} ({})",
+            source.layers[0].id, source.layers[0].volume, source.name
+        );
+        self.record_clone(caller, new, stands_on).await?;
+        if let Some(cut) = cut {
+            self.cut(caller, vec![cut]).await?;
+        }
+        Ok(keys)
+    }
+
+    /// A copy of each data key of the snapshot, wrapped for the clone.
+    async fn inherited_keys(
+        &self,
+        caller: Caller,
+        new: &NewVolume,
+        source: &Source<'_>,
+    ) -> Result<Vec<(WrappedBy, WrappedKey)>, Error> {
+        let wrapped = self.wrapped_keys(&source.row).await?;
+        let id = source.row.id;
+        let by = self
+            .registry
+            .call(move |registry| registry.data_keys(id))
+            .await?;
+        let mut seen = HashSet::new();
+        let ids = source.layers.iter().map(|layer| layer.data_key);
+        let ids: Vec<DataKeyId> = ids.filter(|&id| seen.insert(id)).collect();
+        let mut copies = Vec::new();
+        for &id in &ids {
+            let from = wrapped_copy(&source.row, id, by.get(&id), &wrapped)?;
+            let to = Subject {
+                id: new.id,
+                name: new.name.clone(),
+                context: context(new.id, id, new.sector_size),
+            };
+            copies.push((from, to));
+        }
+        let rewrapped = self
+            .keys
+            .rewrap_all(Right::Create, caller, &copies, &new.key)
+            .await?;
+        let records = ids.into_iter().zip(rewrapped);
+        Ok(records
+            .map(|(id, wrapped)| as_record(id, &new.key, wrapped))
+            .collect())
+    }
+
+    /// The new top that the source needs if it writes under a data key that the clone inherits.
+    async fn cut_for_clone(
+        &self,
+        caller: Caller,
+        source: &Source<'_>,
+    ) -> Result<Option<Cut>, Error> {
+        let row = &source.row;
+        let stack = self.stack(row, row.top).await?;
+        let writes_under = stack[0].data_key;
+        let shared = |layer: &LayerRow| layer.data_key == writes_under;
+        if !source.layers.iter().any(shared) {
+            return Ok(None);
+        }
+        // Whether it can be cut at all, before a key is made for it.
+        self.check_place_for_top(row, &stack)?;
+        let fresh = self.fresh_key(caller, row, &row.key).await?;
+        self.plan_cut(row.clone(), None, Some(fresh))
+            .await
+            .map(Some)
+    }
+
+    async fn record_clone(
+        &self,
+        caller: Caller,
+        new: &NewVolume,
+        result: String,
+    ) -> Result<(), Error> {
+        let record = Record {
+            volume: Some(new.id.to_string()),
+            name: Some(new.name.to_string()),
+            key: Some(new.key.to_string()),
+            result,
+            ..Record::of(Operation::Clone, caller)
+        };
+        let written = self.audit.append(record).await;
+        written.map_err(|source| Error::Audit {
+            path: self.audit.path().to_owned(),
+            source,
+        })
+    }
+}
