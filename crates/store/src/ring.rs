@@ -9,8 +9,9 @@
 //!   begin ─▶ collected ─▶ turn: submitted ─▶ kernel ─▶ turn: landed, its waiter is woken ─▶ polled
 //!                 (also when many are)          └─▶ the worker's descriptor becomes readable
 //! ```
-//! A worker calls [`turn`] before it sleeps, and when its descriptor has become readable. Watched
-//! edge-triggered nobody has to read from that (it is an eventfd); else it is read empty first.
+//! A worker calls [`submit`] before it sleeps, and [`turn`] when its descriptor has become readable.
+//! Watched edge-triggered nobody has to read from that (it is an eventfd); else it is read empty
+//! first.
 //!
 //! What always holds:
 //!
@@ -19,7 +20,7 @@
 //! * Each waiter is woken by its own completion, on whichever thread it polls.
 //! * No waker is called, cloned or dropped while anything of this module is borrowed or locked.
 //!
-//! Never: a wait in [`turn`], and a ring for a thread that has nothing for it.
+//! Never: a wait in [`submit`] or [`turn`], and a ring for a thread that has nothing for it.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -104,8 +105,18 @@ impl Drop for Worker {
     }
 }
 
-/// Submits what was begun on this thread, and wakes whoever waits for what has completed. Does
-/// not wait; does nothing on a thread that is no worker, and next to nothing if there is nothing.
+/// Submits what was begun on this thread. Does not wait; does nothing on a thread that is no
+/// worker, and next to nothing if there is nothing.
+pub fn submit() {
+    // A thread that is ending has no ring any more.
+    let _ = HERE.try_with(|here| {
+        if let Some(ring) = &mut *here.borrow_mut() {
+            ring.submit();
+        }
+    });
+}
+
+/// [`submit`], and wakes whoever waits for what has completed.
 pub fn turn() {
     let mut wakers = WAKERS.take();
     // A thread that is ending has no ring any more.
@@ -198,7 +209,7 @@ impl Ring {
         Ok(flight)
     }
 
-    fn turn(&mut self, wakers: &mut Vec<Waker>) {
+    fn submit(&mut self) {
         let Some(queue) = &mut self.queue else {
             return;
         };
@@ -207,7 +218,13 @@ impl Ring {
             // might wake this thread, so it does it itself and tries again.
             let _ = write(&self.event, &1u64.to_ne_bytes());
         }
-        let landing = &self.landing;
+    }
+
+    fn turn(&mut self, wakers: &mut Vec<Waker>) {
+        self.submit();
+        let (Some(queue), landing) = (&mut self.queue, &self.landing) else {
+            return;
+        };
         queue.reap(|slot, buf, result| {
             let waker = locked(&landing.slots).land(slot, buf, result);
             wakers.extend(waker);

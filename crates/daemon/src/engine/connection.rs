@@ -172,6 +172,7 @@ impl Client {
             client.requests.set(client.requests.get() - 1);
             client.held.sub(bytes);
             client.ended.notify_waiters();
+            client.outbox.send_some();
             client.outbox.wake();
         });
     }

@@ -114,7 +114,7 @@ fn start_worker(number: usize, share: Share) -> io::Result<Worker> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .on_thread_park(ring::turn_before_sleep)
+        .on_thread_park(ring::submit_before_sleep)
         .build()?;
     let thread = std::thread::Builder::new()
         .name(format!("worker-{number}"))

