@@ -40,6 +40,7 @@ pub struct Layer<S> {
     size: AtomicU64,
     /// It has no parent, or no longer.
     alone: AtomicBool,
+    sealed: AtomicBool,
     repaired: Option<&'static str>,
 }
 
@@ -72,6 +73,7 @@ impl<S: Store> Layer<S> {
             generation: AtomicU64::new(head.generation),
             size: AtomicU64::new(head.params.size),
             alone: AtomicBool::new(head.params.parent.is_none()),
+            sealed: AtomicBool::new(head.sealed),
             head: async_lock::Mutex::new(head),
             repaired,
         }
@@ -117,6 +119,11 @@ impl<S: Store> Layer<S> {
         self.repaired
     }
 
+    /// Whether its superblock says that what it holds never changes again.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed.load(Ordering::Acquire)
+    }
+
     pub(crate) fn size(&self) -> u64 {
         self.size.load(Ordering::Acquire)
     }
@@ -157,6 +164,7 @@ impl<S: Store> Layer<S> {
         self.map.root_written(&next.root);
         self.generation.store(next.generation, Ordering::Release);
         self.size.store(next.params.size, Ordering::Release);
+        self.sealed.store(next.sealed, Ordering::Release);
         self.alone
             .store(next.params.parent.is_none(), Ordering::Release);
         *head = next;

@@ -14,8 +14,9 @@
 //! - a request that changes blocks decides for a stack *after* it has its range lock, and only if the stack is not closed
 //!   (`snapshot.rs` closes it): so no change of a block in a lower layer comes after one in a higher layer.
 //!
-//! Never: I/O for a layer that the maps don't name. Looking a block up in a layer costs a look into its map in memory
-//! (or, once, loading the page).
+//! Never: I/O for a layer that the maps don't name, for a block or its neighbours. Looking a block up in a layer costs a look into
+//! its map in memory (or, once, loading the page); what several layers below the top say is kept (`map/resolved.rs`), from
+//! the moment on when the nearest of them is sealed.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -27,7 +28,7 @@ use sealvol_store::{IoBuf, Store};
 use crate::error::VolumeError;
 use crate::geometry::{BLOCK, blocks_touched, index};
 use crate::layer::Layer;
-use crate::map::{Run, Runs};
+use crate::map::{Finding, Resolved, Run, Runs};
 use crate::page::BlockState;
 use crate::superblock::LayerParams;
 
@@ -38,15 +39,19 @@ pub(crate) struct Stack<S> {
     /// What lies below it, the nearest first.
     pub(crate) below: Box<[Arc<Layer<S>>]>,
     closed: AtomicBool,
+    /// What was found below the top, if there is much to look through.
+    resolved: Option<Resolved>,
 }
 
 impl<S: Store> Stack<S> {
     /// A stack of a top and what lies below it, the nearest first.
     pub(crate) fn new(top: Arc<Layer<S>>, below: Box<[Arc<Layer<S>>]>) -> Self {
+        let resolved = Resolved::of(below.len(), top.map.cache());
         Self {
             top,
             below,
             closed: AtomicBool::new(false),
+            resolved,
         }
     }
 
@@ -79,10 +84,67 @@ impl<S: Store> Stack<S> {
     /// [`VolumeError::DamagedMap`] or a store error from loading a page of a map.
     pub(crate) async fn resolve(&self, blocks: Range<u64>) -> Result<Runs, VolumeError> {
         let runs = self.top.map.resolve(blocks).await?;
-        if self.below.is_empty() {
+        if self.below.is_empty() || !runs.any(BlockState::Absent) {
             return Ok(runs);
         }
-        self.resolve_below(runs).await
+        let Some(resolved) = self.resolved.as_ref().filter(|_| self.is_settled()) else {
+            return self.resolve_below(runs).await;
+        };
+        let mut all = Runs::default();
+        for run in runs.iter() {
+            let blocks = run.first..run.first + run.blocks;
+            if run.state != BlockState::Absent {
+                all.push(run);
+            } else if !Resolved::takes(&blocks) {
+                let mut absent = Runs::default();
+                absent.push(run);
+                let found = self.resolve_below(absent).await?;
+                found.iter().for_each(|run| all.push(run));
+            } else if !resolved.look_up(blocks.clone(), &mut all) {
+                self.find_below(resolved, &blocks, &mut all).await?;
+            }
+        }
+        Ok(all)
+    }
+
+    /// Whether nothing below the top changes any more. After a cut, what began in the old top ends in it; it is sealed when
+    /// that has ended.
+    fn is_settled(&self) -> bool {
+        self.below.first().is_none_or(|nearest| nearest.is_sealed())
+    }
+
+    /// Looks through the layers below for blocks and their neighbours, keeps what they say, and appends it.
+    async fn find_below(
+        &self,
+        resolved: &Resolved,
+        blocks: &Range<u64>,
+        into: &mut Runs,
+    ) -> Result<(), VolumeError> {
+        let mut found = Resolved::around(blocks, self.top.blocks().max(blocks.end));
+        if self.ask_below(&mut found).await.is_ok() {
+            resolved.keep(&found);
+        } else {
+            // It may be a neighbour that can't be looked up.
+            found = Finding::new(blocks.clone());
+            self.ask_below(&mut found).await?;
+        }
+        found.push_to(blocks, into);
+        Ok(())
+    }
+
+    async fn ask_below(&self, found: &mut Finding) -> Result<(), VolumeError> {
+        let blocks = found.blocks();
+        for (layer, depth) in self.below.iter().zip(1..) {
+            // The volume may have grown since the layer was sealed.
+            let known = blocks.start..blocks.end.min(layer.blocks());
+            if found.is_done() {
+                break;
+            }
+            if !known.is_empty() {
+                found.enter(&layer.map.resolve(known).await?, depth);
+            }
+        }
+        Ok(())
     }
 
     /// Looks below for what is absent so far, layer by layer, until nothing is.

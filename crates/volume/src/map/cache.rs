@@ -9,12 +9,15 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
+use super::resolved::{RESOLVED_BYTES, ResolvedPages};
 use super::{Directory, Page};
 
 /// What a page counts, in bytes: its states and what is around them.
 const PAGE_BYTES: usize = 4096 + 256;
 /// What a directory page counts.
 const DIRECTORY_BYTES: usize = 2048 + 256;
+/// What stacks say may take the bound divided by this.
+const RESOLVED_SHARE: usize = 4;
 /// One eviction makes room for several pages, because it looks at all of them.
 const BATCH: usize = 16;
 
@@ -23,6 +26,9 @@ pub struct MapCache {
     bound: usize,
     resident: AtomicUsize,
     tables: Mutex<Vec<Weak<Tables>>>,
+    /// How much of it is what stacks say, and of which.
+    resolved: AtomicUsize,
+    stacks: Mutex<Vec<Weak<ResolvedPages>>>,
 }
 
 /// The resident pages of one map.
@@ -40,6 +46,8 @@ impl MapCache {
             bound: bytes,
             resident: AtomicUsize::new(0),
             tables: Mutex::default(),
+            resolved: AtomicUsize::new(0),
+            stacks: Mutex::default(),
         })
     }
 
@@ -60,6 +68,50 @@ impl MapCache {
         all.push(Arc::downgrade(tables));
     }
 
+    pub(super) fn register_resolved(&self, pages: &Arc<ResolvedPages>) {
+        let mut all = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|pages| pages.strong_count() > 0);
+        all.push(Arc::downgrade(pages));
+    }
+
+    pub(super) fn resolved_added(&self) {
+        let before = self.resolved.fetch_add(RESOLVED_BYTES, Ordering::Relaxed);
+        let most = self.bound / RESOLVED_SHARE;
+        if before + RESOLVED_BYTES > most {
+            self.evict_resolved(most - most / BATCH);
+        }
+        self.added(RESOLVED_BYTES);
+    }
+
+    /// A stack is gone, with everything that was kept of it.
+    pub(super) fn resolved_removed(&self, pages: &ResolvedPages) {
+        self.resolved_freed(pages.clear());
+    }
+
+    pub(super) fn resolved_freed(&self, bytes: usize) {
+        self.resolved.fetch_sub(bytes, Ordering::Relaxed);
+        self.resident.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Frees what stacks say until no more than `goal` bytes are left of it.
+    fn evict_resolved(&self, goal: usize) {
+        let all = self
+            .stacks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        // Two rounds: the first takes away the second chances.
+        for _ in 0..2 {
+            for pages in all.iter().filter_map(Weak::upgrade) {
+                let resolved = self.resolved.load(Ordering::Relaxed);
+                if resolved <= goal {
+                    return;
+                }
+                self.resolved_freed(pages.evict(resolved - goal));
+            }
+        }
+    }
+
     pub(super) fn page_added(&self) {
         self.added(PAGE_BYTES);
     }
@@ -78,6 +130,9 @@ impl MapCache {
     /// Frees a part of the bound, from all volumes in turn.
     fn evict(&self) {
         let goal = self.bound - self.bound / BATCH;
+        // What can be made anew without I/O goes first.
+        let over = self.resident().saturating_sub(goal);
+        self.evict_resolved(self.resolved.load(Ordering::Relaxed).saturating_sub(over));
         // Two rounds: the first takes away the second chances.
         for _ in 0..2 {
             let all = self

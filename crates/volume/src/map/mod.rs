@@ -21,6 +21,9 @@ mod cells;
 mod cells_tests;
 mod damage;
 mod load;
+mod resolved;
+#[cfg(test)]
+mod resolved_tests;
 mod runs;
 mod write;
 
@@ -36,6 +39,7 @@ use damage::Damages;
 
 pub use cache::MapCache;
 pub(crate) use cells::Cells;
+pub(crate) use resolved::{Finding, Resolved};
 pub(crate) use runs::{Run, Runs};
 
 use crate::error::VolumeError;
@@ -180,6 +184,11 @@ impl<S: Store> Map<S> {
 
     pub(crate) fn meta(&self) -> &S {
         &self.meta
+    }
+
+    /// The page cache that its pages are in.
+    pub(crate) fn cache(&self) -> &Arc<MapCache> {
+        &self.cache
     }
 
     /// The states of a range of blocks.

@@ -7,6 +7,7 @@ mod copy_up;
 mod crash;
 mod crash_edges;
 mod cuts;
+mod deep_stacks;
 mod failed_sync;
 mod interleavings;
 mod kills;
