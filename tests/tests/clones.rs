@@ -518,3 +518,32 @@ fn a_daemon_killed_while_it_clones_leaves_a_whole_clone_or_none() {
     println!("{whole} clones were whole, {none} were not there");
     daemon.stop();
 }
+
+#[test]
+fn a_clone_is_not_adopted_as_if_it_stood_alone() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place);
+    source(&daemon);
+    clone(&daemon, "c", "v@s");
+    daemon.attach("c");
+    let c = show(&daemon, "c");
+    daemon.stop();
+    for name in ["registry.db", "registry.db-wal"] {
+        let _ = std::fs::remove_file(place.state().join(name));
+    }
+    let daemon = Daemon::start(&place);
+    let layer = data(&place, &c, 0).with_file_name("");
+    let layer = layer.to_str().expect("UTF-8");
+    let parent = text(&c["layers"][1]["id"]);
+    let refused = daemon.sealvol(&[
+        "volume",
+        "adopt",
+        "c",
+        "--layer-dir",
+        layer,
+        "--key",
+        "local:default",
+    ]);
+    refused.failed_with(3, &["stands on layer", &parent, "is a clone"]);
+    daemon.stop();
+}

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use sealvol_control::api::bench::MILLISECONDS;
 use sealvol_control::api::{self, BadSnapshotName, BadVolumeName, SnapshotRef, VolumeName};
@@ -338,12 +338,32 @@ pub(crate) enum Key {
         #[arg(long)]
         provider: Option<String>,
     },
+    /// Wrap the data keys of a volume anew: by the newest version of its key, or by another key
+    ///
+    /// The volume stays as it is and in use: no block changes, and its data keys stay the same. So it
+    /// does not help against whoever has an old superblock and the old key. What still has copies
+    /// under the former key is told.
+    Rewrap(Rewrap),
     /// Show one key
     Show {
         /// PROVIDER:KEY
         #[arg(value_name = "KEYREF")]
         key: String,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true)))]
+pub(crate) struct Rewrap {
+    /// The volume's name
+    #[arg(value_name = "VOLUME", group = "which")]
+    pub(crate) name: Option<VolumeName>,
+    /// Every volume, one after the other
+    #[arg(long, group = "which")]
+    pub(crate) all: bool,
+    /// The key that is to wrap them, as PROVIDER:KEY, of the same provider [default: the volume's]
+    #[arg(long, value_name = "KEYREF")]
+    pub(crate) key: Option<String>,
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 mod args;
 mod flatten;
 mod render;
+mod rewrap;
 mod run;
 mod snapshot;
 mod table;

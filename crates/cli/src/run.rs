@@ -13,7 +13,7 @@ use thiserror::Error;
 use crate::args::{Adopt, Attach, Cli, Create, Exported, Key, Limit, Noun, Volume};
 use crate::flatten::{self, Progress};
 use crate::render::{self, bench};
-use crate::snapshot;
+use crate::{rewrap, snapshot};
 
 /// Why a command did not do what it says.
 #[derive(Debug, Error)]
@@ -33,6 +33,13 @@ pub(crate) enum CommandError {
     /// Clients gave blocks back as fast as they were filled.
     #[error("volume {name}: {left} bytes were discarded or zeroed meanwhile, and hold no data")]
     Discarded { name: VolumeName, left: u64 },
+    /// Of several volumes some were not rewrapped; each was told.
+    #[error("{left} of {count} volumes are not rewrapped")]
+    NotAll {
+        left: usize,
+        count: usize,
+        kind: ErrorKind,
+    },
     /// What can be accepted of a volume, asked for with a snapshot.
     #[error("snapshot {0}: --accept-loss and --accept-rollback are about a volume's newest layer")]
     NotForSnapshots(SnapshotRef),
@@ -180,6 +187,7 @@ async fn key(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandE
         Key::List { provider } => {
             print.answer(&client.keys(provider.as_deref()).await?, render::key_list)
         }
+        Key::Rewrap(options) => rewrap::run(client, print, options).await,
         Key::Show { key } => print.answer(&client.key(&key).await?, render::key),
     }
 }
@@ -249,6 +257,10 @@ impl Printer {
 fn report(error: &CommandError, json: bool) -> ExitCode {
     let (kind, next_step) = match error {
         CommandError::Client(error) => (error.kind(), error.next_step()),
+        CommandError::NotAll { kind, .. } => (
+            *kind,
+            Some("Run it again when what kept them from it is mended".to_owned()),
+        ),
         CommandError::Output(_) => (ErrorKind::Failed, None),
         CommandError::Path(..) => (ErrorKind::Usage, None),
         CommandError::NotForSnapshots(_) => (

@@ -29,6 +29,8 @@ pub(crate) fn messages(data: &[u8]) {
     kept::<api::ErrorReply>(data);
     kept::<api::KeyList>(data);
     kept::<api::ResizeVolume>(data);
+    kept::<api::RewrapVolume>(data);
+    kept::<api::Rewrapped>(data);
     kept::<api::Status>(data);
     kept::<api::VolumeList>(data);
     kept::<api::VolumeMap>(data);

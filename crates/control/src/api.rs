@@ -16,6 +16,7 @@
 //! | `POST /v1/volumes/NAME/limit`     | [`LimitVolume`]   | [`Volume`]      | administer |
 //! | `GET /v1/volumes/NAME/flatten`    |                   | [`FlattenPlan`] | administer |
 //! | `POST /v1/volumes/NAME/flatten`   | [`FlattenVolume`] | [`Flattened`]   | administer |
+//! | `POST /v1/volumes/NAME/rewrap`    | [`RewrapVolume`]  | [`Rewrapped`]   | administer |
 //! | `POST /v1/volumes/NAME/adopt`     | [`AdoptVolume`]   | [`Adopted`]     | administer |
 //! | `GET /v1/volumes/NAME/map[?offset=N]` |               | [`VolumeMap`]   | administer |
 //! | `GET /v1/snapshots[?volume=V]`    |                   | [`SnapshotList`] | any       |
@@ -47,8 +48,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod rewrap;
 mod snapshots;
 
+pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
     AttachSnapshot, BadSnapshotName, ChangedExtent, CreateSnapshots, Snapshot, SnapshotChanges,
     SnapshotDeleted, SnapshotList, SnapshotName, SnapshotRef, SnapshotState,

@@ -229,6 +229,16 @@ impl Client {
             .await
     }
 
+    /// Wraps the data keys of a volume anew.
+    pub async fn rewrap_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::RewrapVolume,
+    ) -> Result<api::Rewrapped, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/rewrap"), request)
+            .await
+    }
+
     /// Registers a volume from its layer.
     pub async fn adopt_volume(
         &self,

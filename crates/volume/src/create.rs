@@ -81,6 +81,7 @@ pub async fn replace_keys<D: Directory>(
     check_identity(&next.params, pins)?;
     check_generation(&next, pins)?;
     next.replace_keys(keys)?;
+    slots::make_room(&meta, &next).await?;
     slots::write(&meta, &next, slots.spare).await
 }
 

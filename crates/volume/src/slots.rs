@@ -128,6 +128,22 @@ pub(crate) async fn write<S: Store>(
     Ok(())
 }
 
+/// Allocates what a superblock takes in both slots, so that writing it meets no full disk.
+///
+/// # Errors
+///
+/// [`VolumeError::WrappedKeys`] if it does not fit; [`VolumeError::NoSpace`] and other store errors, and nothing was written then.
+pub(crate) async fn make_room<S: Store>(
+    meta: &S,
+    superblock: &Superblock,
+) -> Result<(), VolumeError> {
+    let len = (superblock.encode()?.len() as u64).next_multiple_of(4096);
+    for slot in 0..2 {
+        meta.allocate(slot * SLOT_SPACE, len).await?;
+    }
+    Ok(())
+}
+
 /// Overwrites both slots with zeros, durably.
 ///
 /// # Errors

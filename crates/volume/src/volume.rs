@@ -218,6 +218,8 @@ impl<S: Store> Volume<S> {
         let mut head = top.head.lock().await;
         let mut next = head.clone();
         next.replace_keys(keys)?;
+        // Before anything is written: a full disk then loses nothing.
+        slots::make_room(top.map.meta(), &next).await?;
         if let Err(cause) = slots::write(top.map.meta(), &next, 0).await {
             return Err(self.lose(&top, LostStep::SuperblockWrite, &cause).await);
         }

@@ -36,6 +36,7 @@ enum Route {
     FlattenPlan(VolumeName),
     Flatten(VolumeName),
     Adopt(VolumeName),
+    Rewrap(VolumeName),
     ListSnapshots(Option<VolumeName>),
     CreateSnapshots,
     ShowSnapshot(SnapshotRef),
@@ -74,6 +75,7 @@ impl Route {
             | Self::FlattenPlan(_)
             | Self::Flatten(_)
             | Self::Adopt(_)
+            | Self::Rewrap(_)
             | Self::DeleteSnapshot(_)
             | Self::SnapshotChanges(..)
             | Self::CreateKey => Some(Right::Administer),
@@ -147,6 +149,11 @@ async fn carry_out(
                 .await?,
         ),
         Route::Adopt(name) => json(&daemon.adopt_volume(caller, name, message(body)?).await?),
+        Route::Rewrap(name) => json(
+            &daemon
+                .rewrap_volume(caller, name, message_or_default(body)?)
+                .await?,
+        ),
         Route::ListSnapshots(volume) => json(&daemon.list_snapshots(volume).await?),
         Route::CreateSnapshots => json(&daemon.create_snapshots(caller, message(body)?).await?),
         Route::ShowSnapshot(name) => json(&daemon.show_snapshot(&name).await?),
@@ -202,6 +209,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["volumes", name, "flatten"] if get => Route::FlattenPlan(name.parse()?),
         ["volumes", name, "flatten"] if post => Route::Flatten(name.parse()?),
         ["volumes", name, "adopt"] if post => Route::Adopt(name.parse()?),
+        ["volumes", name, "rewrap"] if post => Route::Rewrap(name.parse()?),
         ["volumes", name, "map"] if get => Route::Map(name.parse()?, offset(query)?),
         ["snapshots"] if get => {
             let volume = parameter(query, "volume")?;
@@ -383,6 +391,12 @@ mod tests {
                 Method::POST,
                 "/v1/volumes/v/adopt".into(),
                 Route::Adopt(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/rewrap".into(),
+                Route::Rewrap(v.clone()),
                 Some(Right::Administer),
             ),
             (

@@ -164,8 +164,16 @@ impl Daemon {
                 expected: layer.to_string(),
             }));
         }
-        if found.sealed || found.params.parent.is_some() {
-            return refuse("it is one of several layers of its volume");
+        if let Some(parent) = found.params.parent {
+            return refuse(&format!(
+                "it is one of several layers: it stands on layer {parent}, as what has snapshots or is a clone does, \
+                 and only a volume of one layer can be adopted"
+            ));
+        }
+        if found.sealed {
+            return refuse(
+                "it is one of several layers: it is sealed, so another one stands on it",
+            );
         }
         let rows = self.registry.call(|registry| registry.volumes()).await?;
         if let Some(row) = rows.into_iter().find(|row| row.id == found.params.volume) {

@@ -16,6 +16,7 @@ mod keys;
 mod limit;
 mod recover;
 mod resize;
+mod rewrap;
 mod show;
 mod snapshot;
 mod snapshot_attach;

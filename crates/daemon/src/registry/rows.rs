@@ -222,6 +222,10 @@ pub(super) fn snapshot(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
     })
 }
 
+pub(super) fn name(row: &Row<'_>) -> rusqlite::Result<VolumeName> {
+    parsed(row, 0)
+}
+
 pub(super) fn snapshot_ref(row: &Row<'_>) -> rusqlite::Result<SnapshotRef> {
     Ok(SnapshotRef {
         volume: parsed(row, 0)?,

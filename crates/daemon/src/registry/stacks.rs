@@ -3,10 +3,11 @@
 //! What always holds: a layer is registered as long as a volume or a snapshot stands on it; a snapshot and the new top of
 //! its volume come in one step, for all volumes of a group.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
-use sealvol_control::api::{SnapshotName, SnapshotRef};
+use sealvol_control::api::{SnapshotName, SnapshotRef, VolumeName};
+use sealvol_control::key_ref::KeyRef;
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::RegistryError;
@@ -39,6 +40,52 @@ impl Database {
         let mut statement = self.connection.prepare(sql)?;
         let rows = statement.query_map([volume.to_string()], rows::data_key)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// From now on these copies of the volume's data keys count, and new ones are made under that key.
+    pub(crate) fn set_rewrapped(
+        &mut self,
+        volume: VolumeId,
+        key: &KeyRef,
+        keys: &[(DataKeyId, WrappedBy)],
+    ) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        let volume = volume.to_string();
+        for (data_key, by) in keys {
+            transaction.execute(
+                "UPDATE data_keys SET provider = ?3, key_id = ?4, key_version = ?5 WHERE volume = ?1 AND data_key = ?2",
+                params![volume, data_key.to_string(), by.provider, by.key_id, by.key_version],
+            )?;
+        }
+        transaction.execute(
+            "UPDATE volumes SET key = ?2 WHERE id = ?1",
+            params![volume, key.to_string()],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Other volumes that have one of these data keys under what is named beside it, by name.
+    pub(crate) fn volumes_under(
+        &mut self,
+        volume: VolumeId,
+        keys: &HashMap<DataKeyId, WrappedBy>,
+    ) -> Result<Vec<VolumeName>> {
+        let sql = "SELECT name FROM volumes JOIN data_keys ON volume = id WHERE volume != ?1 AND data_key = ?2
+                   AND provider = ?3 AND key_id = ?4 AND key_version = ?5";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut names = BTreeSet::new();
+        for (data_key, by) in keys {
+            let parameters = params![
+                volume.to_string(),
+                data_key.to_string(),
+                by.provider,
+                by.key_id,
+                by.key_version
+            ];
+            let found = statement.query_map(parameters, rows::name)?;
+            names.extend(found.collect::<rusqlite::Result<Vec<_>>>()?);
+        }
+        Ok(names.into_iter().collect())
     }
 
     /// The snapshots of a volume that are not deleted, the oldest first.

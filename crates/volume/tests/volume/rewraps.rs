@@ -148,3 +148,35 @@ fn keys_that_do_not_open_the_layer_or_of_another_layer_change_nothing() {
     assert!(matches!(refused, Err(VolumeError::RolledBack { .. })));
     assert_eq!(keys(&mut machine), before);
 }
+
+#[test]
+fn a_rewrap_that_meets_a_full_disk_changes_nothing_and_the_volume_goes_on() {
+    let mut machine = machine(1);
+    let before = keys(&mut machine);
+    // More than is allocated when a layer is created, and more than a slot holds.
+    let many = |count: u8| (1..=count).map(|_| copy(0xaa)).collect::<Vec<_>>();
+    let volume = machine.open().unwrap();
+    machine.disk.set_capacity(Some(machine.disk.used()));
+    for (count, fits) in [(8, true), (60, false)] {
+        let (volume, keys) = (volume.clone(), many(count));
+        let refused = machine
+            .executor
+            .run(async move { volume.replace_keys(&keys).await });
+        match refused {
+            Err(VolumeError::NoSpace) => assert!(fits),
+            Err(VolumeError::WrappedKeys { .. }) => assert!(!fits),
+            other => panic!("{count} copies: {other:?}"),
+        }
+    }
+    machine.write(&volume, 0, &[8; 4096]).unwrap();
+    machine.flush(&volume).unwrap();
+    machine.close(volume).unwrap();
+    let refused = replace(&mut machine, many(8));
+    assert!(matches!(refused, Err(VolumeError::NoSpace)), "{refused:?}");
+    assert_eq!(keys(&mut machine), before);
+    machine.disk.set_capacity(None);
+    replace(&mut machine, many(8)).unwrap();
+    let volume = machine.open().unwrap();
+    assert_eq!(machine.read(&volume, 0, 4096).unwrap(), [8; 4096]);
+    machine.close(volume).unwrap();
+}
