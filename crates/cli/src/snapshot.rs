@@ -165,12 +165,16 @@ fn changes(changes: &api::SnapshotChanges) -> String {
 }
 
 fn deleted(deleted: &api::SnapshotDeleted) -> String {
-    let kept = if deleted.layer_kept {
-        "; its layer is kept, its volume or a clone stands on it"
-    } else {
-        ""
+    let layer = match deleted.layer {
+        api::DeletedLayer::Merging => {
+            "its layer is being merged with the one above it, then its space is free"
+        }
+        api::DeletedLayer::WaitsForAttach => {
+            "its layer is merged, and its space free, once the volume has been attached for writing"
+        }
+        api::DeletedLayer::Needed => "its layer is kept as long as several others stand on it",
     };
-    format!("Snapshot {} deleted{kept}\n", deleted.name)
+    format!("Snapshot {} deleted; {layer}\n", deleted.name)
 }
 
 #[cfg(test)]

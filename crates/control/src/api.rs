@@ -53,8 +53,8 @@ mod snapshots;
 
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
-    AttachSnapshot, BadSnapshotName, ChangedExtent, CreateSnapshots, Snapshot, SnapshotChanges,
-    SnapshotDeleted, SnapshotList, SnapshotName, SnapshotRef, SnapshotState,
+    AttachSnapshot, BadSnapshotName, ChangedExtent, CreateSnapshots, DeletedLayer, Snapshot,
+    SnapshotChanges, SnapshotDeleted, SnapshotList, SnapshotName, SnapshotRef, SnapshotState,
 };
 
 /// Path of [`Status`].

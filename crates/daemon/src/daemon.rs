@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::exports::Exports;
 use crate::keys::Keys;
-use crate::operations::OpenLayers;
+use crate::operations::{Merges, OpenLayers};
 use crate::registry::{Registry, VolumeRow};
 use crate::rights::Caller;
 use crate::state_dir::StateDir;
@@ -56,6 +56,8 @@ pub(crate) struct Daemon {
     pub(crate) started: String,
     /// Layers that never change again, each open once.
     pub(crate) open_layers: OpenLayers,
+    /// What becomes of the layers of deleted snapshots.
+    pub(crate) merges: Merges,
     pub(crate) memory: Memory,
     /// What went wrong and waits for the operator, by volume or part.
     pub(crate) failures: Failures,
@@ -103,6 +105,7 @@ impl Daemon {
             listening: parts.listening,
             started: crate::timestamp::now(),
             open_layers: OpenLayers::default(),
+            merges: Merges::default(),
             memory: Memory {
                 policy,
                 inner: Mutex::default(),

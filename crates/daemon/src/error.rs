@@ -13,7 +13,7 @@ use sealvol_control::keychild::{KeyChildError, KeyFailure, Right};
 use sealvol_crypto::KeyError;
 use sealvol_crypto::locked::LockedError;
 use sealvol_store::StoreError;
-use sealvol_volume::{VolumeError, VolumeId};
+use sealvol_volume::{LayerId, VolumeError, VolumeId};
 use thiserror::Error;
 
 use crate::registry::RegistryError;
@@ -305,6 +305,14 @@ pub enum Error {
         name: VolumeName,
         /// What happened.
         source: StoreError,
+    },
+    /// A layer that is to go, or to take over another one.
+    #[error("layer {layer}: {source}")]
+    Layer {
+        /// The layer that is to go.
+        layer: LayerId,
+        /// What happened.
+        source: VolumeError,
     },
     /// A part of the daemon broke while it carried out the request.
     #[error("internal: {0}")]

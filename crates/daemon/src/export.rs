@@ -66,9 +66,11 @@ fn errno(error: &VolumeError) -> Errno {
         | VolumeError::BrokenStack { .. }
         | VolumeError::DamagedMap { .. }
         | VolumeError::Failed(_)
+        | VolumeError::MergeStopped(_)
         | VolumeError::Mismatch { .. }
         | VolumeError::NewerFormat { .. }
         | VolumeError::NoSuperblock { .. }
+        | VolumeError::NotNearest { .. }
         | VolumeError::NotSealed { .. }
         | VolumeError::Registry(_)
         | VolumeError::RolledBack { .. }

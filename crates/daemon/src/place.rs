@@ -75,11 +75,12 @@ impl Place {
         Ok(Some(about.f_bavail.saturating_mul(about.f_frsize)))
     }
 
-    /// Bytes that its files take; of a device its size.
+    /// Bytes that its files take; of a device its size. Files that went meanwhile take none.
     pub(crate) fn taken(&self) -> Result<u64, io::Error> {
-        let allocated = |name: &str| {
-            let file = std::fs::symlink_metadata(self.directory.join(name))?;
-            Ok::<u64, io::Error>(file.blocks() * 512)
+        let allocated = |name: &str| match std::fs::symlink_metadata(self.directory.join(name)) {
+            Ok(file) => Ok(file.blocks() * 512),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
         };
         let meta = allocated(META_FILE)?;
         let data = match &self.device {

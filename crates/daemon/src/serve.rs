@@ -177,6 +177,8 @@ async fn serve(args: &Args) -> Result<(), RunError> {
         attached = again => attached.map_err(|error| error::Error::Internal(error.to_string()))??,
         () = stop.wait() => return stop_all(&daemon, engine, tasks).await,
     }
+    // No task of these: nothing of it is given up in the middle, it ends at the end of a step.
+    tokio::spawn(Arc::clone(&daemon).run_merges());
     for listener in nbd {
         tasks.spawn(accept(Arc::clone(&engine), listener));
     }
@@ -195,6 +197,7 @@ async fn stop_all(
     notify(&[sd_notify::NotifyState::Stopping]);
     tasks.shutdown().await;
     daemon.end_operations().await;
+    daemon.merges.end().await;
     if let Some(engine) = Arc::into_inner(engine) {
         engine.stop().await;
     }

@@ -78,7 +78,7 @@ pub async fn verify_layer<S: Store>(
         generation: if found.bound { found.generation } else { 0 },
         bound: found.bound,
     };
-    let checked = check_slots(&slots, &pins, cipher);
+    let checked = check_slots(&slots, &pins, &[], cipher);
     sealvol_crypto::clear_residue();
     checked?;
     check_lengths(data, meta, found.params.size)?;

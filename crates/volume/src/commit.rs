@@ -163,6 +163,16 @@ impl<S: Store> Layer<S> {
         Ok(())
     }
 
+    /// The superblock of a layer whose last change is on disk: the digest of the map is in it, and it is clean.
+    pub(crate) async fn settled_head(&self, head: &mut Superblock) -> Result<Superblock, Loss> {
+        self.commit_directories(head, true).await?;
+        Ok(Superblock {
+            root: self.map.exact_root(),
+            clean: true,
+            ..head.clone()
+        })
+    }
+
     async fn sync_meta(&self) -> Result<(), Loss> {
         let synced = self.map.meta().sync().await;
         synced.map_err(|cause| self.loss(LostStep::MapSync, &cause.into()))

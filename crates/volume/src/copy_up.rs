@@ -4,12 +4,14 @@
 //! ```text
 //!   through the stack   what a volume reads        top: new key    below: all of it, then cut over: no parent
 //!   exactly one layer   what that layer says       top: new key    below: that layer alone; zero stays zero, absent stays absent
+//!   merging (merge.rs)  what the nearest says      top: the child  below: the layer that goes, and more that stays
 //! ```
 //!
 //! Always:
 //! - the source is read and the destination written inside one exclusive lock of the chunk, whose blocks are looked at again
 //!   under it: a newer write, zero or trim of a client is never overwritten;
-//! - an entry becomes `data` only after its bytes were written, read back and found to be the same (rule R1);
+//! - an entry becomes `data` only after its bytes were written, read back and found to be the same (rule R1), and of a
+//!   sealed layer, which others read, only after they were synced: a sync that fails takes nothing from anybody;
 //! - the top's map is the cursor: the work may stop anywhere, and goes on where something is missing;
 //! - a cut-over follows only a look at the whole map that finds nothing left below, and then a commit, so that all that the look
 //!   found is on disk. What was brought up never goes down again, so clients may write meanwhile. What was below is handed back when nobody reads it any more.
@@ -24,6 +26,7 @@ use sealvol_store::{Durability, IoBuf, Store};
 use crate::error::{LostStep, VolumeError};
 use crate::geometry::{BLOCK, PAGE_BLOCKS, index};
 use crate::host::Task;
+use crate::ids::LayerId;
 use crate::layer::Layer;
 use crate::locks::Mode;
 use crate::map::Run;
@@ -35,6 +38,42 @@ use crate::zero::yield_now;
 
 /// Blocks that are locked and copied at once: 1 MiB, so that a client's write waits for a read, a write and a read at most.
 const CHUNK: u64 = 256;
+/// The same for a sealed layer, which no client writes to, but which is synced for each: 4 MiB.
+const CHUNK_SEALED: u64 = 1024;
+
+/// What is brought up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// All that the volume reads, whoever holds it.
+    Everything,
+    /// What the layer right below the top says, zeros too: below it there may be more. It is this layer.
+    Nearest(LayerId),
+}
+
+impl Scope {
+    /// Whether a run is one that only a lower layer decides, and that the top needs an entry for.
+    fn wants(self, run: &Run) -> bool {
+        match self {
+            // A block that is zero below reads the same once nothing is below.
+            Self::Everything => run.depth > 0 && run.state == BlockState::Data,
+            Self::Nearest(_) => run.depth == 1,
+        }
+    }
+
+    /// # Errors
+    ///
+    /// [`VolumeError::NotNearest`] if another layer is right below the top by now.
+    fn check<S>(self, stack: &Stack<S>) -> Result<(), VolumeError> {
+        match self {
+            Self::Nearest(layer)
+                if stack.below.first().map(|lower| lower.params.layer) != Some(layer) =>
+            {
+                Err(VolumeError::NotNearest { layer })
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// How fast copying may go.
 pub trait Pace: Send + Sync {
@@ -78,9 +117,10 @@ pub async fn open_copy<S: Store>(
         });
     }
     let top = open_alone(destination, Access::Writable).await?;
+    let scope = Scope::Nearest(source.id());
     let below = Box::new([source]);
     let volume = Volume::new(Arc::new(top), below, Access::Writable);
-    Ok(Arc::new(volume.exact()))
+    Ok(Arc::new(volume.copying(scope)))
 }
 
 impl<S: Store> Volume<S> {
@@ -90,9 +130,13 @@ impl<S: Store> Volume<S> {
     ///
     /// Those of loading map pages.
     pub async fn left_below(&self) -> Result<u64, VolumeError> {
+        self.left_of(self.scope()).await
+    }
+
+    pub(crate) async fn left_of(&self, scope: Scope) -> Result<u64, VolumeError> {
         let mut blocks = 0;
         let mut at = 0;
-        while let Some(run) = self.next_below(&mut at).await? {
+        while let Some(run) = self.next_below(scope, &mut at).await? {
             blocks += run.blocks;
         }
         Ok(blocks * BLOCK)
@@ -111,23 +155,38 @@ impl<S: Store> Volume<S> {
         bytes_max: u64,
         pace: &dyn Pace,
     ) -> Result<CopiedUp, VolumeError> {
+        self.bring_up(self.scope(), from, bytes_max, pace).await
+    }
+
+    pub(crate) async fn bring_up(
+        self: &Arc<Self>,
+        scope: Scope,
+        from: u64,
+        bytes_max: u64,
+        pace: &dyn Pace,
+    ) -> Result<CopiedUp, VolumeError> {
         self.check_writable().await?;
         let mut copied = 0;
         let mut at = from / BLOCK;
         let mut ended = false;
         while copied < bytes_max {
-            let Some(run) = self.next_below(&mut at).await? else {
+            let Some(run) = self.next_below(scope, &mut at).await? else {
                 ended = true;
                 break;
             };
-            let end = (self.size() / BLOCK).min((run.first / CHUNK + 1) * CHUNK);
+            let stack = self.stack.load_full();
+            let most = if stack.top.is_sealed() {
+                CHUNK_SEALED
+            } else {
+                CHUNK
+            };
+            let end = (self.size() / BLOCK).min((run.first / most + 1) * most);
             let chunk = run.first..end;
             at = chunk.start;
-            let stack = self.stack.load_full();
             let found = stack.resolve(chunk.clone()).await?;
-            let found = found.iter().filter(|run| self.is_below(run));
+            let found = found.iter().filter(|run| scope.wants(run));
             pace.chunk(found.map(|run| run.blocks * BLOCK).sum()).await;
-            match self.copy_chunk(&stack, chunk.clone()).await? {
+            match self.copy_chunk(scope, &stack, chunk.clone()).await? {
                 Some(bytes) => {
                     copied += bytes;
                     at = chunk.end;
@@ -142,13 +201,14 @@ impl<S: Store> Volume<S> {
     }
 
     /// The next run of blocks, from `at` on, that are to be copied; `at` is its end then, or the volume's.
-    async fn next_below(&self, at: &mut u64) -> Result<Option<Run>, VolumeError> {
+    async fn next_below(&self, scope: Scope, at: &mut u64) -> Result<Option<Run>, VolumeError> {
         let end = self.size() / BLOCK;
         while *at < end {
             let page = end.min((*at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
             let stack = self.stack.load_full();
+            scope.check(&stack)?;
             let runs = stack.resolve(*at..page).await?;
-            if let Some(run) = runs.iter().find(|run| self.is_below(run)) {
+            if let Some(run) = runs.iter().find(|run| scope.wants(run)) {
                 *at = run.first + run.blocks;
                 return Ok(Some(run));
             }
@@ -161,10 +221,12 @@ impl<S: Store> Volume<S> {
     /// Copies what is to be copied of a chunk. How many bytes that was; `None` if the stack was closed.
     async fn copy_chunk(
         self: &Arc<Self>,
+        scope: Scope,
         stack: &Stack<S>,
         chunk: Range<u64>,
     ) -> Result<Option<u64>, VolumeError> {
         let top = &stack.top;
+        scope.check(stack)?;
         self.check_writable().await?;
         self.commit_if_crowded(top).await?;
         let prepared = top.map.prepare(chunk.clone()).await?;
@@ -177,12 +239,20 @@ impl<S: Store> Volume<S> {
         let mut remembered = true;
         // Looked at again, now that nobody else can change them.
         let runs = stack.resolve(chunk).await?;
-        for run in runs.iter().filter(|run| self.is_below(run)) {
-            let blocks = run.first..run.first + run.blocks;
+        for run in runs.iter().filter(|run| scope.wants(run)) {
             if run.state == BlockState::Data {
                 copy_run(stack, &run).await?;
                 copied += run.blocks * BLOCK;
             }
+        }
+        if top.is_sealed()
+            && copied > 0
+            && let Err(cause) = top.data.sync().await
+        {
+            return Err(self.lose(top, LostStep::DataSync, &cause.into()).await);
+        }
+        for run in runs.iter().filter(|run| scope.wants(run)) {
+            let blocks = run.first..run.first + run.blocks;
             top.map.set(&prepared.part(&blocks), run.state);
             remembered &= top.remember(&blocks, run.state);
         }
@@ -192,12 +262,6 @@ impl<S: Store> Volume<S> {
             self.commit().await?;
         }
         Ok(Some(copied))
-    }
-
-    /// Whether a run is one that only a lower layer decides, and that the top needs an entry for.
-    fn is_below(&self, run: &Run) -> bool {
-        // Through the stack, a block that is zero below reads the same once nothing is below.
-        run.depth > 0 && (run.state == BlockState::Data || self.is_exact())
     }
 
     /// Makes a top that holds everything stand alone: durable when it returns, and nobody reads the layers that were below any
@@ -210,36 +274,83 @@ impl<S: Store> Volume<S> {
     ///
     /// [`VolumeError::LeftBelow`] if something is not copied up yet; [`VolumeError::Failed`]; those of loading map pages.
     pub async fn cut_over(self: &Arc<Self>) -> Result<Vec<Arc<Layer<S>>>, VolumeError> {
+        self.take_away(Scope::Everything).await
+    }
+
+    /// Takes what was brought up away from below the top: all of it, or the nearest layer.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::cut_over`].
+    pub(crate) async fn take_away(
+        self: &Arc<Self>,
+        scope: Scope,
+    ) -> Result<Vec<Arc<Layer<S>>>, VolumeError> {
         self.check_writable().await?;
         let _shape = self.shape.lock().await;
-        let mut at = 0;
-        if let Some(run) = self.next_below(&mut at).await? {
-            let offset = run.first * BLOCK;
-            return Err(VolumeError::LeftBelow { offset });
-        }
+        self.check_nothing_left(scope).await?;
         // After the look: what it saw in memory alone would else be absent after a power cut, over nothing.
         self.commit().await?;
         let old = self.stack.load_full();
-        let top = &old.top;
-        if let Err(cause) = self.drop_parent(top).await {
-            return Err(self.lose(top, LostStep::SuperblockWrite, &cause).await);
+        scope.check(&old)?;
+        let gone = match scope {
+            Scope::Everything => old.below.len(),
+            Scope::Nearest(_) => 1,
+        };
+        let (gone, left) = old.below.split_at(gone);
+        self.switch_parent(&old.top, left.first().map(|layer| layer.id()), scope)
+            .await?;
+        self.stand_on(&old, left).await;
+        old.top.pin().await?;
+        Ok(gone.to_vec())
+    }
+
+    /// The superblock of a layer names another parent, or none: what it holds by now is durable.
+    async fn switch_parent(
+        self: &Arc<Self>,
+        top: &Arc<Layer<S>>,
+        parent: Option<LayerId>,
+        scope: Scope,
+    ) -> Result<(), VolumeError> {
+        let mut head = top.head.lock().await;
+        self.commits.check().await?;
+        let next = if top.is_sealed() {
+            top.settled_head(&mut head).await
+        } else {
+            Ok(head.clone())
+        };
+        let mut next = match next {
+            Ok(next) => next,
+            Err(loss) => return Err(self.record(loss).await),
+        };
+        next.params.parent = parent;
+        next.content_generation += u64::from(scope != Scope::Everything);
+        match top.write_head(&mut head, next).await {
+            Ok(()) => Ok(()),
+            Err(cause) => Err(self.lose(top, LostStep::SuperblockWrite, &cause).await),
         }
+    }
+
+    /// Puts a stack of the same top on fewer layers in the place of one. Nobody is on the way to the others when it returns.
+    /// The caller holds `shape`.
+    pub(crate) async fn stand_on(&self, old: &Stack<S>, below: &[Arc<Layer<S>>]) {
         old.close();
-        let alone = Stack::new(Arc::clone(top), Box::new([]));
-        self.stack.store(Arc::new(alone));
+        let new = Stack::new(Arc::clone(&old.top), below.into());
+        self.stack.store(Arc::new(new));
         self.switched.notify(usize::MAX);
         // Whoever found the old stack may be on the way to a layer of it.
         self.locks.grace().await;
         self.epochs.grace().await;
-        top.pin().await?;
-        Ok(old.below.to_vec())
     }
 
-    async fn drop_parent(&self, top: &Layer<S>) -> Result<(), VolumeError> {
-        let mut head = top.head.lock().await;
-        let mut next = head.clone();
-        next.params.parent = None;
-        top.write_head(&mut head, next).await
+    async fn check_nothing_left(&self, scope: Scope) -> Result<(), VolumeError> {
+        let mut at = 0;
+        match self.next_below(scope, &mut at).await? {
+            Some(run) => Err(VolumeError::LeftBelow {
+                offset: run.first * BLOCK,
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Seals an exact copy, once it holds all that its source says. The layer that it is now.
@@ -252,12 +363,11 @@ impl<S: Store> Volume<S> {
     ///
     /// If it is not of [`open_copy`].
     pub async fn seal_copy(self: &Arc<Self>) -> Result<Arc<Layer<S>>, VolumeError> {
-        assert!(self.is_exact(), "only a copy is sealed by this");
-        let mut at = 0;
-        if let Some(run) = self.next_below(&mut at).await? {
-            let offset = run.first * BLOCK;
-            return Err(VolumeError::LeftBelow { offset });
-        }
+        assert!(
+            self.scope() != Scope::Everything,
+            "only a copy is sealed by this"
+        );
+        self.check_nothing_left(self.scope()).await?;
         self.settle(true).await?;
         Ok(self.top())
     }
@@ -270,10 +380,13 @@ async fn copy_run<S: Store>(stack: &Stack<S>, run: &Run) -> Result<(), VolumeErr
     let len = index(run.blocks * BLOCK);
     let (mut buf, result) = source.data.read_at(IoBuf::for_overwrite(len), offset).await;
     result?;
-    source.decrypt(offset, &mut buf);
-    top.encrypt(offset, &mut buf);
-    // This may not be a worker that does so after each batch.
-    sealvol_crypto::clear_residue();
+    // Under one data key a sector is the same bytes in every layer.
+    if !Arc::ptr_eq(&source.cipher, &top.cipher) {
+        source.decrypt(offset, &mut buf);
+        top.encrypt(offset, &mut buf);
+        // This may not be a worker that does so after each batch.
+        sealvol_crypto::clear_residue();
+    }
     let (written, result) = top.data.write_at(buf, offset, Durability::Volatile).await;
     result?;
     let (found, result) = top.data.read_at(IoBuf::for_overwrite(len), offset).await;

@@ -78,7 +78,7 @@ pub async fn replace_keys<D: Directory>(
     let meta = directory.open(META_FILE, Access::Writable).await?;
     let slots = slots::read(&meta).await?;
     let mut next = slots.serving;
-    check_identity(&next.params, pins)?;
+    check_identity(&next.params, pins, &[])?;
     check_generation(&next, pins)?;
     next.replace_keys(keys)?;
     slots::make_room(&meta, &next).await?;

@@ -123,6 +123,21 @@ pub enum VolumeError {
         /// What is wrong with the slots.
         cause: &'static str,
     },
+    /// A sealed layer can't be given what it is to take over.
+    #[error(
+        "merging stopped: {0}; of a merge that means nothing: nothing is lost, and all that it was to move is where it was. Check the store, then detach \
+         and attach every volume and snapshot that stands on the layer: the merge then goes on"
+    )]
+    MergeStopped(Loss),
+    /// A layer is not where it was when its merge began.
+    #[error(
+        "layer {layer} is not right below the layer that it is to be merged with: a snapshot came between them, or it is merged \
+         already; begin the merge anew"
+    )]
+    NotNearest {
+        /// The layer that was to go.
+        layer: LayerId,
+    },
     /// A layer below others was not sealed yet.
     #[error(
         "layer {layer} lies below another one and is not sealed: a snapshot was cut short; attach the volume for writing, \
@@ -235,6 +250,7 @@ impl VolumeError {
             Self::InvalidSize { .. }
             | Self::LeftBelow { .. }
             | Self::NewerFormat { .. }
+            | Self::NotNearest { .. }
             | Self::OutOfRange { .. }
             | Self::NotSealed { .. }
             | Self::ReadOnly
@@ -245,6 +261,7 @@ impl VolumeError {
             | Self::BrokenStack { .. }
             | Self::DamagedMap { .. }
             | Self::Failed(_)
+            | Self::MergeStopped(_)
             | Self::Mismatch { .. }
             | Self::NoSuperblock { .. }
             | Self::RolledBack { .. }

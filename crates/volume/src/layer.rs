@@ -9,8 +9,8 @@
 //! Never: a range lock. Who may change which block is the volume's business.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use sealvol_crypto::SectorCipher;
 use sealvol_store::Store;
@@ -38,9 +38,11 @@ pub struct Layer<S> {
     pub(crate) head: async_lock::Mutex<Superblock>,
     generation: AtomicU64,
     size: AtomicU64,
-    /// It has no parent, or no longer.
-    alone: AtomicBool,
+    /// What it stands on: a cut-over or a merge takes that away.
+    parent: Mutex<Option<LayerId>>,
     sealed: AtomicBool,
+    /// Why nothing more is brought to it, sealed as it is, before it is opened anew.
+    pub(crate) unmergeable: Arc<OnceLock<Loss>>,
     repaired: Option<&'static str>,
 }
 
@@ -72,8 +74,9 @@ impl<S: Store> Layer<S> {
             punches: Punches::default(),
             generation: AtomicU64::new(head.generation),
             size: AtomicU64::new(head.params.size),
-            alone: AtomicBool::new(head.params.parent.is_none()),
+            parent: Mutex::new(head.params.parent),
             sealed: AtomicBool::new(head.sealed),
+            unmergeable: Arc::default(),
             head: async_lock::Mutex::new(head),
             repaired,
         }
@@ -85,12 +88,11 @@ impl<S: Store> Layer<S> {
         self.params.layer
     }
 
-    /// Identity and geometry, as they are now: a top may have grown, or given up its parent, since it was opened.
+    /// Identity and geometry, as they are now: a layer may have grown, or given up its parent, since it was opened.
     #[must_use]
     pub fn params(&self) -> LayerParams {
-        let alone = self.alone.load(Ordering::Acquire);
         LayerParams {
-            parent: self.params.parent.filter(|_| !alone),
+            parent: *self.parent.lock().unwrap_or_else(PoisonError::into_inner),
             size: self.size(),
             ..self.params
         }
@@ -165,8 +167,7 @@ impl<S: Store> Layer<S> {
         self.generation.store(next.generation, Ordering::Release);
         self.size.store(next.params.size, Ordering::Release);
         self.sealed.store(next.sealed, Ordering::Release);
-        self.alone
-            .store(next.params.parent.is_none(), Ordering::Release);
+        *self.parent.lock().unwrap_or_else(PoisonError::into_inner) = next.params.parent;
         *head = next;
         Ok(())
     }
@@ -183,8 +184,12 @@ impl<S: Store> Layer<S> {
     }
 
     /// Puts a change where it survives this process (rule R8). False: there is no room, and a commit must make it
-    /// durable before it is acknowledged. Call under the blocks' exclusive lock.
+    /// durable before it is acknowledged. Call under the blocks' exclusive lock. Nobody is told of a change to a sealed
+    /// layer, so there is nothing to remember.
     pub(crate) fn remember(&self, blocks: &Range<u64>, state: BlockState) -> bool {
+        if self.is_sealed() {
+            return true;
+        }
         let change = Change {
             first: blocks.start,
             blocks: blocks.end - blocks.start,

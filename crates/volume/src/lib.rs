@@ -19,6 +19,7 @@
 //! | growing, closing | `volume.rs` |
 //! | snapshots: another top takes the place of the old one | `snapshot.rs` |
 //! | copying up, and giving up what lies below | `copy_up.rs` |
+//! | making one layer of two | `merge.rs` |
 //! | filling what holds no data | `materialise.rs` |
 //! | what a layer says of itself, and whether it is so | `adopt.rs` |
 //!
@@ -51,6 +52,7 @@ mod locks;
 mod locks_tests;
 mod map;
 mod materialise;
+mod merge;
 mod open;
 mod page;
 mod punch;
@@ -75,6 +77,7 @@ pub use io::{Extent, ReadData};
 pub use layer::Layer;
 pub use map::MapCache;
 pub use materialise::Materialised;
+pub use merge::Merge;
 pub use open::{
     Access, LayerParts, Pins, finish_sealing, open, open_rolled_back, open_sealed, view,
 };

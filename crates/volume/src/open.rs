@@ -17,12 +17,12 @@ use crate::host::{Change, Host};
 use crate::ids::LayerId;
 use crate::layer::Layer;
 use crate::slots::{self, Slots};
-use crate::stack::check_chain;
+use crate::stack::{check_chain, linked};
 use crate::superblock::{LayerParams, Superblock};
 use crate::volume::Volume;
 
 /// Sequences that one opening may use (FORMAT.md, section 3.4).
-const SEQUENCES_PER_OPEN: u64 = 1 << 36;
+pub(crate) const SEQUENCES_PER_OPEN: u64 = 1 << 36;
 const SEQUENCE_END: u64 = 1 << 62;
 
 /// What the registry is sure of: what the store says has to agree with it.
@@ -93,14 +93,18 @@ pub async fn open_rolled_back<S: Store>(
     open_as(below, top, access, Rollback::Accept).await
 }
 
-/// Opens a sealed layer, to stand below others in any number of volumes. Nothing of it is ever written.
+/// Opens a sealed layer, to stand below others in any number of volumes, on these, the lowest first. Nothing of it is written
+/// but by a merge, which changes nothing of what it reads as.
 ///
 /// # Errors
 ///
 /// As [`open`]; [`VolumeError::NotSealed`] if it is not, and then [`finish_sealing`] is what it needs.
-pub async fn open_sealed<S: Store>(parts: LayerParts<S>) -> Result<Arc<Layer<S>>, VolumeError> {
-    let layer = open_layer(parts, Access::ReadOnly, Rollback::Refuse).await?;
-    if !layer.head.lock().await.sealed {
+pub async fn open_sealed<S: Store>(
+    below: &[Arc<Layer<S>>],
+    parts: LayerParts<S>,
+) -> Result<Arc<Layer<S>>, VolumeError> {
+    let layer = open_layer(parts, &ids_of(below), Access::ReadOnly, Rollback::Refuse).await?;
+    if !layer.is_sealed() {
         return Err(VolumeError::NotSealed { layer: layer.id() });
     }
     Ok(Arc::new(layer))
@@ -119,7 +123,7 @@ pub async fn finish_sealing<S: Store>(
 ) -> Result<Arc<Layer<S>>, VolumeError> {
     let slots = slots::read(&parts.meta).await?;
     if parts.pins.bound && slots.serving.sealed {
-        let layer = open_sealed(parts).await?;
+        let layer = open_sealed(&below, parts).await?;
         // Power that went in the middle of it left one slot as it was, and the registry without the news.
         if slots.repair.is_some() {
             slots::write(layer.map.meta(), &*layer.head.lock().await, slots.spare).await?;
@@ -145,13 +149,17 @@ pub async fn finish_sealing<S: Store>(
 pub async fn view<S: Store>(layers: Vec<Arc<Layer<S>>>) -> Result<Arc<Volume<S>>, VolumeError> {
     let mut below = layers;
     let top = below.pop().expect("a volume has a layer at least");
-    let below: Box<[_]> = below.into_iter().rev().collect();
-    let params = params_of(&[&[Arc::clone(&top)], &*below].concat());
-    check_chain(&params[0], &params[1..])?;
-    if !top.head.lock().await.sealed {
+    below.reverse();
+    let below = match top.params().parent {
+        Some(_) => linked(top.params().parent, &below),
+        None => Vec::new(),
+    };
+    check_chain(&top.params(), &params_of(&below))?;
+    if !top.is_sealed() {
         return Err(VolumeError::NotSealed { layer: top.id() });
     }
-    Ok(Arc::new(Volume::new(top, below, Access::ReadOnly)))
+    let volume = Volume::new(top, below.into_boxed_slice(), Access::ReadOnly);
+    Ok(Arc::new(volume))
 }
 
 /// What becomes of a superblock that is older than the registry says.
@@ -167,13 +175,17 @@ async fn open_as<S: Store>(
     access: Access,
     rollback: Rollback,
 ) -> Result<Arc<Volume<S>>, VolumeError> {
-    let below: Box<[_]> = below.into_iter().rev().collect();
+    let below: Vec<_> = below.into_iter().rev().collect();
+    let below = linked(top.pins.params.parent, &below);
     check_chain(&top.pins.params, &params_of(&below))?;
-    let layer = open_layer(top, access, rollback).await?;
-    // Under the superblock's MAC: it was cut over, and the registry did not hear of it.
-    let alone = layer.params.parent.is_none();
-    let below = if alone { Box::default() } else { below };
-    Ok(Arc::new(Volume::new(Arc::new(layer), below, access)))
+    let layer = open_layer(top, &ids_of(&below), access, rollback).await?;
+    // Under the superblock's MAC: it was cut over or merged with, and the registry did not hear of it.
+    let below = match layer.params.parent {
+        Some(_) => linked(layer.params.parent, &below),
+        None => Vec::new(),
+    };
+    let volume = Volume::new(Arc::new(layer), below.into_boxed_slice(), access);
+    Ok(Arc::new(volume))
 }
 
 /// Opens a layer whatever its parent is.
@@ -185,7 +197,7 @@ pub(crate) async fn open_alone<S: Store>(
     parts: LayerParts<S>,
     access: Access,
 ) -> Result<Layer<S>, VolumeError> {
-    open_layer(parts, access, Rollback::Refuse).await
+    open_layer(parts, &[], access, Rollback::Refuse).await
 }
 
 /// Opens a layer that is to be the top of these, the nearest first.
@@ -199,17 +211,23 @@ pub(crate) async fn open_top<S: Store>(
     access: Access,
 ) -> Result<Arc<Layer<S>>, VolumeError> {
     check_chain(&parts.pins.params, &params_of(below))?;
-    open_layer(parts, access, Rollback::Refuse)
+    open_layer(parts, &ids_of(below), access, Rollback::Refuse)
         .await
         .map(Arc::new)
+}
+
+fn ids_of<S: Store>(layers: &[Arc<Layer<S>>]) -> Vec<LayerId> {
+    layers.iter().map(|layer| layer.id()).collect()
 }
 
 fn params_of<S: Store>(layers: &[Arc<Layer<S>>]) -> Vec<LayerParams> {
     layers.iter().map(|layer| layer.params()).collect()
 }
 
+/// `below`: the layers that the registry has below it, in whatever order.
 async fn open_layer<S: Store>(
     parts: LayerParts<S>,
+    below: &[LayerId],
     access: Access,
     rollback: Rollback,
 ) -> Result<Layer<S>, VolumeError> {
@@ -225,7 +243,7 @@ async fn open_layer<S: Store>(
         spare,
         repair,
         ..
-    } = checked_slots(&meta, &pins, &cipher, rollback).await?;
+    } = checked_slots(&meta, &pins, below, &cipher, rollback).await?;
     let serving = if pins.bound {
         serving
     } else {
@@ -266,6 +284,7 @@ async fn open_layer<S: Store>(
 async fn checked_slots<S: Store>(
     meta: &S,
     pins: &Pins,
+    below: &[LayerId],
     cipher: &SectorCipher,
     rollback: Rollback,
 ) -> Result<Slots, VolumeError> {
@@ -276,9 +295,9 @@ async fn checked_slots<S: Store>(
             generation,
             ..pins.clone()
         };
-        check_slots(&slots, &pins, cipher)
+        check_slots(&slots, &pins, below, cipher)
     } else {
-        check_slots(&slots, pins, cipher)
+        check_slots(&slots, pins, below, cipher)
     };
     sealvol_crypto::clear_residue();
     checked.map(|()| slots)
@@ -291,7 +310,8 @@ fn take_over(
     access: Access,
     host: &dyn Host,
 ) -> Result<Vec<Change>, VolumeError> {
-    let adopted = if serving.clean {
+    // What a merge brings to a sealed layer is acknowledged to nobody.
+    let adopted = if serving.clean || serving.sealed {
         Vec::new()
     } else {
         host.adopt([
@@ -314,7 +334,7 @@ fn take_over(
 
 /// The sequence base of an opening, above all that `lost` generations that came after this superblock may have used:
 /// each opening raises the generation by one at least, and the base by a fixed step.
-fn next_session(serving: &Superblock, lost: u64) -> Result<u64, VolumeError> {
+pub(crate) fn next_session(serving: &Superblock, lost: u64) -> Result<u64, VolumeError> {
     lost.checked_add(1)
         .and_then(|openings| openings.checked_mul(SEQUENCES_PER_OPEN))
         .and_then(|sequences| sequences.checked_add(serving.sequence_base))
@@ -328,6 +348,7 @@ fn next_session(serving: &Superblock, lost: u64) -> Result<u64, VolumeError> {
 pub(crate) fn check_slots(
     slots: &Slots,
     pins: &Pins,
+    below: &[LayerId],
     cipher: &SectorCipher,
 ) -> Result<(), VolumeError> {
     let found = &slots.serving;
@@ -337,7 +358,7 @@ pub(crate) fn check_slots(
     {
         return Err(VolumeError::WrongKey);
     }
-    check_identity(&found.params, pins)?;
+    check_identity(&found.params, pins, below)?;
     check_generation(found, pins)?;
     if !pins.bound {
         // Never attached: nobody had the key, so there is no MAC to check and no map to believe. What the
@@ -371,7 +392,11 @@ pub(crate) fn check_generation(found: &Superblock, pins: &Pins) -> Result<(), Vo
     Ok(())
 }
 
-pub(crate) fn check_identity(found: &LayerParams, pins: &Pins) -> Result<(), VolumeError> {
+pub(crate) fn check_identity(
+    found: &LayerParams,
+    pins: &Pins,
+    below: &[LayerId],
+) -> Result<(), VolumeError> {
     let pinned = &pins.params;
     let differ = |field, found: &dyn ToString, expected: &dyn ToString| {
         Err(VolumeError::Mismatch {
@@ -391,8 +416,10 @@ pub(crate) fn check_identity(found: &LayerParams, pins: &Pins) -> Result<(), Vol
     if found.layer != pinned.layer {
         return differ("layer id", &found.layer, &pinned.layer);
     }
-    // A layer that was cut over has none, whatever the registry says: only whoever has the key takes a parent away.
-    if found.parent != pinned.parent && (found.parent.is_some() || !pins.bound) {
+    // A layer that was cut over has none, and one that was merged with stands on a lower one, whatever the registry says:
+    // only whoever has the key takes a parent away.
+    let taken_away = found.parent.is_none_or(|parent| below.contains(&parent));
+    if found.parent != pinned.parent && !(pins.bound && taken_away) {
         return differ("parent", &parent(found), &parent(pinned));
     }
     if found.sector_size != pinned.sector_size {

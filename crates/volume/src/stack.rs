@@ -27,6 +27,7 @@ use sealvol_store::{IoBuf, Store};
 
 use crate::error::VolumeError;
 use crate::geometry::{BLOCK, blocks_touched, index};
+use crate::ids::LayerId;
 use crate::layer::Layer;
 use crate::map::{Finding, Resolved, Run, Runs};
 use crate::page::BlockState;
@@ -225,6 +226,28 @@ async fn look_into<S: Store>(
     Ok(())
 }
 
+/// What of these layers, the nearest first, a layer with this parent stands on: without those that a merge has taken out
+/// from between others, or a cut-over from below. What does not fit at all stays, for [`check_chain`] to refuse.
+pub(crate) fn linked<S: Store>(
+    parent: Option<LayerId>,
+    below: &[Arc<Layer<S>>],
+) -> Vec<Arc<Layer<S>>> {
+    let mut next = parent;
+    let mut stands_on: Vec<Arc<Layer<S>>> = Vec::with_capacity(below.len());
+    for (at, layer) in below.iter().enumerate() {
+        if next.is_none() && !stands_on.is_empty() {
+            break;
+        }
+        let further_down = &below[at + 1..];
+        if next != Some(layer.id()) && further_down.iter().any(|lower| Some(lower.id()) == next) {
+            continue;
+        }
+        next = layer.params().parent;
+        stands_on.push(Arc::clone(layer));
+    }
+    stands_on
+}
+
 /// Whether a layer's parameters fit what lies below it (the nearest first).
 ///
 /// # Errors
@@ -268,7 +291,7 @@ mod tests {
     use sealvol_crypto::UnitSize;
 
     use super::*;
-    use crate::ids::{LayerId, VolumeId};
+    use crate::ids::VolumeId;
 
     /// Layers of these volumes on each other, the top first.
     fn chain(volumes: &[u8]) -> Vec<LayerParams> {

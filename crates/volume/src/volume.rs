@@ -13,6 +13,7 @@ use sealvol_crypto::UnitSize;
 use sealvol_store::Store;
 
 use crate::commit::Commits;
+use crate::copy_up::Scope;
 use crate::epoch::Epochs;
 use crate::error::{Loss, LostStep, VolumeError};
 use crate::geometry::{self, MAX_SIZE, check_size, directories};
@@ -54,8 +55,8 @@ pub struct Volume<S> {
     size: AtomicU64,
     sector_size: UnitSize,
     access: Access,
-    /// The top is to become an exact copy of the one layer below.
-    exact: bool,
+    /// What copying up brings up.
+    scope: Scope,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) locks: RangeLocks,
     pub(crate) epochs: Epochs,
@@ -71,7 +72,7 @@ impl<S: Store> Volume<S> {
             size: AtomicU64::new(top.size()),
             sector_size: top.params.sector_size,
             access,
-            exact: false,
+            scope: Scope::Everything,
             host: Arc::clone(&top.host),
             stack: ArcSwap::from_pointee(Stack::new(top, below)),
             switched: Event::new(),
@@ -84,16 +85,18 @@ impl<S: Store> Volume<S> {
         }
     }
 
-    /// The same, for copying one layer as it is.
-    pub(crate) fn exact(self) -> Self {
-        Self {
-            exact: true,
-            ..self
-        }
+    /// The same, for bringing up something else than all that lies below.
+    pub(crate) fn copying(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 
-    pub(crate) fn is_exact(&self) -> bool {
-        self.exact
+    /// The same, with other surroundings than its top's.
+    pub(crate) fn hosted(self, host: Arc<dyn Host>) -> Self {
+        Self { host, ..self }
+    }
+
+    pub(crate) fn scope(&self) -> Scope {
+        self.scope
     }
 
     /// The layer that writes go to.
@@ -307,10 +310,7 @@ impl<S: Store> Volume<S> {
     ) -> Result<(), Loss> {
         let mut head = layer.head.lock().await;
         self.commits.lost().map_or(Ok(()), Err)?;
-        layer.commit_directories(&mut head, true).await?;
-        let mut next = head.clone();
-        next.root = layer.map.exact_root();
-        next.clean = true;
+        let mut next = layer.settled_head(&mut head).await?;
         next.sealed = sealed;
         let written = layer.write_head(&mut head, next).await;
         written.map_err(|cause| layer.loss(LostStep::SuperblockWrite, &cause))

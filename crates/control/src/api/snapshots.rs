@@ -212,9 +212,21 @@ pub struct ChangedExtent {
 pub struct SnapshotDeleted {
     /// The snapshot that is not there any more.
     pub name: SnapshotRef,
-    /// Its layer is kept, because its volume or a clone stands on it: the space that it alone
-    /// needed is not free yet.
-    pub layer_kept: bool,
+    /// When the space that it alone needed is free.
+    pub layer: DeletedLayer,
+}
+
+/// What becomes of the layer of a deleted snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeletedLayer {
+    /// It is merged with the layer above it, beside whatever clients do.
+    Merging,
+    /// Merging begins when the volume, or a clone that stands on the layer, is attached for writing.
+    WaitsForAttach,
+    /// Several layers stand on it, or it is the device that the volume was put on: it is kept, and merged when one layer is
+    /// left that needs it.
+    Needed,
 }
 
 #[cfg(test)]

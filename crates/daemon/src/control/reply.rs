@@ -71,6 +71,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::TooManyLayers { .. } => ErrorKind::Conflict,
         Error::Audit { .. }
         | Error::Internal(_)
+        | Error::Layer { .. }
         | Error::Measurement(_)
         | Error::MeasurementEnded
         | Error::NoRoom { .. }
@@ -128,6 +129,7 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         | VolumeError::OutOfRange { .. }
         | VolumeError::Shrink { .. } => ErrorKind::Usage,
         VolumeError::LeftBelow { .. }
+        | VolumeError::NotNearest { .. }
         | VolumeError::NotSealed { .. }
         | VolumeError::ReadOnly
         | VolumeError::Sealed { .. } => ErrorKind::Conflict,
@@ -135,6 +137,7 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         | VolumeError::BrokenStack { .. }
         | VolumeError::DamagedMap { .. }
         | VolumeError::Failed(_)
+        | VolumeError::MergeStopped(_)
         | VolumeError::Mismatch { .. }
         | VolumeError::NewerFormat { .. }
         | VolumeError::NoSuperblock { .. }
@@ -223,6 +226,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::Internal(_) => "Report it, with the daemon's log",
         // These say it themselves.
         Error::BadName(_)
+        | Error::Layer { .. }
         | Error::BadSnapshotName(_)
         | Error::Key { .. }
         | Error::KeyChild { .. }

@@ -43,6 +43,7 @@ impl Daemon {
             allow: self.allowed(caller, request.allow),
             by: caller.uid,
         };
+        let steady = self.merges.steady().await;
         let volume = self
             .open_volume(
                 caller,
@@ -65,6 +66,8 @@ impl Daemon {
             return Err(error.into());
         }
         self.serve(&row, volume, attached);
+        drop(steady);
+        self.merges.want();
         self.show_volume(&name).await
     }
 
@@ -77,10 +80,12 @@ impl Daemon {
         let Some(attached) = row.attached.clone().filter(|_| !served) else {
             return Ok(());
         };
+        let _steady = self.merges.steady().await;
         let volume = self
             .open_volume(Self::itself(), &row, &attached, Accepts::default())
             .await?;
         self.serve(&row, volume, attached);
+        self.merges.want();
         Ok(())
     }
 
@@ -149,6 +154,7 @@ impl Daemon {
             caller,
             row,
             direct: attached.direct,
+            writable: !attached.read_only,
             accepted: Accepted::Nothing,
         };
         let files = self.open_files(opening, layer, store_access).await?;
@@ -187,6 +193,7 @@ impl Daemon {
             sealvol_volume::open(below, top, access).await
         };
         let volume = opened.map_err(Error::volume(name))?;
+        self.note_parents(&volume, &layers).await?;
         if let Some(repaired) = volume.repaired() {
             tracing::warn!(volume = %name, repaired, "the superblock was repaired");
             let record = Record {

@@ -64,6 +64,8 @@ impl Daemon {
             .call(move |registry| registry.begin_delete(id))
             .await?;
         self.remove_volume(&row, own).await?;
+        // A layer that a clone stood on may have one child now.
+        self.merges.want();
         self.failures.clear(name.as_str());
         tracing::info!(volume = %name, %id, shredded = request.shred, "deleted");
         Ok(api::Deleted {

@@ -61,6 +61,8 @@ impl Daemon {
         }
         let name = export.name.clone();
         export.idle().await;
+        // A merge would hold keys of it, and write to what is being closed.
+        let _no_merge = self.merges.hold().await;
         match close(&export.volume).await {
             Ok(()) => {}
             Err(error) if force => {
@@ -73,6 +75,7 @@ impl Daemon {
         }
         self.exports.remove(&name);
         wiped(&name, export).await;
+        self.merges.want();
         Ok(())
     }
 

@@ -14,6 +14,7 @@ mod flatten;
 mod fresh_key;
 mod keys;
 mod limit;
+mod merge;
 mod recover;
 mod resize;
 mod rewrap;
@@ -29,6 +30,7 @@ use sealvol_volume::{DataKeyId, LayerParams, Pins, VolumeId, params_digest};
 
 use crate::registry::{LayerRow, VolumeRow};
 
+pub(crate) use merge::Merges;
 pub(crate) use stack::OpenLayers;
 
 /// The encryption context of a data key, from what the registry says of its volume.

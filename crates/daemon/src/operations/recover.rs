@@ -31,6 +31,7 @@ impl Daemon {
                 self.failures.set(row.name.as_str(), message);
             }
         }
+        self.remove_layers_of_nobody().await?;
         Ok(())
     }
 

@@ -51,6 +51,8 @@ impl Daemon {
         request: api::RewrapVolume,
     ) -> Result<api::Rewrapped, Error> {
         let _turn = self.turn(&name).await;
+        // What is merged meanwhile would be missed by name.
+        let _steady = self.merges.steady().await;
         let row = self.registered(&name).await?;
         let key = match &request.key {
             Some(key) => key.parse()?,

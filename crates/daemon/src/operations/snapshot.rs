@@ -274,6 +274,7 @@ impl Daemon {
             caller: Self::itself(),
             row: &cut.row,
             direct: attached.is_some_and(|attached| attached.direct),
+            writable: true,
             accepted: Accepted::Nothing,
         };
         let layer = &cut.top.layer;
@@ -355,11 +356,10 @@ impl Daemon {
         self.registry
             .call(move |registry| registry.hide_snapshot(layer))
             .await?;
-        tracing::info!(snapshot = %name, %layer, "deleted; its layer is kept");
-        Ok(api::SnapshotDeleted {
-            name,
-            layer_kept: true,
-        })
+        let fate = self.fate_of(layer).await?;
+        tracing::info!(snapshot = %name, %layer, ?fate, "deleted");
+        self.merges.want();
+        Ok(api::SnapshotDeleted { name, layer: fate })
     }
 }
 

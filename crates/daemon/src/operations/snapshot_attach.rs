@@ -37,6 +37,7 @@ impl Daemon {
             allow: self.allowed(caller, request.allow),
             by: caller.uid,
         };
+        let steady = self.merges.steady().await;
         let volume = self
             .open_snapshot(caller, &name, &row, &snapshot, &attached)
             .await?;
@@ -45,6 +46,7 @@ impl Daemon {
             .call(move |registry| registry.set_snapshot_attached(layer, Some(&registered)))
             .await?;
         self.serve_snapshot(&name, volume, attached);
+        drop(steady);
         self.show_snapshot(&name).await
     }
 
@@ -57,6 +59,7 @@ impl Daemon {
         let Some(attached) = snapshot.attached.clone().filter(|_| !served) else {
             return Ok(());
         };
+        let _steady = self.merges.steady().await;
         let volume = self
             .open_snapshot(Self::itself(), name, &row, &snapshot, &attached)
             .await?;
@@ -131,12 +134,15 @@ impl Daemon {
             caller,
             row,
             direct: attached.direct,
+            writable: false,
             accepted: Accepted::Nothing,
         };
         let wrapped = self.wrapped_keys(row).await?;
         let mut ciphers = self.load_keys(opening, &layers, &wrapped).await?;
         let below = self.open_below(opening, &layers, &mut ciphers).await?;
-        view(below).await.map_err(Error::volume(&row.name))
+        let volume = view(below).await.map_err(Error::volume(&row.name))?;
+        self.note_parents(&volume, &layers).await?;
+        Ok(volume)
     }
 
     fn serve_snapshot(

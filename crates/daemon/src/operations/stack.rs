@@ -44,6 +44,8 @@ pub(super) struct Opening<'a> {
     pub(super) caller: Caller,
     pub(super) row: &'a VolumeRow,
     pub(super) direct: bool,
+    /// For a volume that may be written: what lies below it may be merged.
+    pub(super) writable: bool,
     pub(super) accepted: Accepted,
 }
 
@@ -163,18 +165,13 @@ impl Daemon {
                 below.push(layer);
                 continue;
             }
-            let access = if row.sealed {
-                Access::ReadOnly
-            } else {
-                Access::Writable
-            };
-            let files = self.open_files(opening, row, access).await?;
+            let files = self.open_lower(opening, row).await?;
             if opening.accepted == Accepted::RecordedLoss && !row.sealed {
                 discard_caches(opening.row, &files).await?;
             }
             let parts = self.parts(opening, row, files, &ciphers[&row.data_key]);
             let opened = if row.sealed {
-                open_sealed(parts).await
+                open_sealed(&below, parts).await
             } else {
                 finish_sealing(below.clone(), parts).await
             };
@@ -189,6 +186,19 @@ impl Daemon {
             below.push(layer);
         }
         Ok(below)
+    }
+
+    /// Opens the files of a layer below a top. One that is sealed only a merge writes to: if they can't be opened for
+    /// writing, it is not merged.
+    async fn open_lower(&self, opening: Opening<'_>, layer: &LayerRow) -> Result<Files, Error> {
+        if layer.sealed && !opening.writable {
+            return self.open_files(opening, layer, Access::ReadOnly).await;
+        }
+        let opened = self.open_files(opening, layer, Access::Writable).await;
+        if opened.is_err() && layer.sealed {
+            return self.open_files(opening, layer, Access::ReadOnly).await;
+        }
+        opened
     }
 
     /// Opens a layer's files, if they can be reached as was asked for.

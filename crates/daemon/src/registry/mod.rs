@@ -12,6 +12,7 @@
 //! It never holds key bytes, wrapped or not.
 
 mod database;
+mod merges;
 mod rows;
 mod schema;
 mod stacks;

@@ -248,3 +248,67 @@ fn a_snapshot_is_found_attached_after_a_restart() {
     let found = fixture.database.snapshots(new.id).expect("read").remove(0);
     assert_eq!(found.attached, None);
 }
+
+fn ids(layers: Result<Vec<LayerRow>>) -> Vec<LayerId> {
+    let layers = layers.expect("read");
+    layers.iter().map(|layer| layer.id).collect()
+}
+
+#[test]
+fn a_layer_is_due_to_be_merged_when_nobody_asks_for_it_and_one_stands_on_it() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("v", None);
+    let first = top(&new, new.layer, "s");
+    let second = top(&new, first.layer.id, "t");
+    for top in [&first, &second] {
+        let tops = std::slice::from_ref(top);
+        fixture.database.put_tops(tops).expect("put");
+    }
+    let due = |fixture: &mut Fixture| ids(fixture.database.due_merges());
+    assert_eq!(due(&mut fixture), [], "each is a snapshot or a top");
+    fixture.database.hide_snapshot(new.layer).expect("hidden");
+    assert_eq!(due(&mut fixture), [new.layer]);
+    let clone = fixture.volume("clone", Some(new.layer));
+    assert_eq!(due(&mut fixture), [], "two stand on it");
+    fixture.database.begin_delete(clone.id).expect("begun");
+    fixture
+        .database
+        .forget(clone.id, &[clone.layer])
+        .expect("forgotten");
+    fixture
+        .database
+        .hide_snapshot(first.layer.id)
+        .expect("hidden");
+    assert_eq!(due(&mut fixture), [first.layer.id, new.layer]);
+    assert_eq!(ids(fixture.database.layers_of_nobody()), []);
+    let stands_on = |fixture: &mut Fixture, layer| {
+        let set = fixture.database.set_parent(second.layer.id, Some(layer));
+        set.expect("set");
+    };
+    stands_on(&mut fixture, new.layer);
+    assert_eq!(ids(fixture.database.layers_of_nobody()), [first.layer.id]);
+    assert_eq!(due(&mut fixture), [new.layer], "what is to go is no child");
+    stands_on(&mut fixture, first.layer.id);
+    fixture
+        .database
+        .set_parent(first.layer.id, None)
+        .expect("set");
+    assert_eq!(ids(fixture.database.layers_of_nobody()), [new.layer]);
+    assert_eq!(fixture.stack_of("v"), [second.layer.id, first.layer.id]);
+    fixture.database.forget_layer(new.layer).expect("forgotten");
+    assert_eq!(ids(fixture.database.layers_of_nobody()), []);
+    assert_eq!(due(&mut fixture), [first.layer.id]);
+}
+
+#[test]
+fn a_layer_on_a_device_is_never_due_to_be_merged() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("v", None);
+    let first = top(&new, new.layer, "s");
+    fixture.database.put_tops(&[first]).expect("put");
+    fixture.database.hide_snapshot(new.layer).expect("hidden");
+    let sql = "UPDATE layers SET backing = 'device', backing_path = '/dev/vdb' WHERE id = ?1";
+    let id = new.layer.to_string();
+    fixture.database.connection.execute(sql, [id]).expect("set");
+    assert_eq!(ids(fixture.database.due_merges()), []);
+}

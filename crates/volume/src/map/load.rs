@@ -154,13 +154,14 @@ impl<S: Store> Map<S> {
         // The key's residue: this may run on a thread that is no worker.
         sealvol_crypto::clear_residue();
         let best = best.ok_or_else(|| damaged(name, "both places of a page are damaged"))?;
-        if entry >= self.exact_from && best.2 != entry {
+        let exact_from = self.exact_from.load(Ordering::Acquire);
+        if entry >= exact_from && best.2 != entry {
             return Err(damaged(
                 name,
                 "a page is not the one that the layer was closed with: rolled back",
             ));
         }
-        if entry < self.exact_from && !(entry..self.exact_from).contains(&best.2) {
+        if entry < exact_from && !(entry..exact_from).contains(&best.2) {
             return Err(damaged(
                 name,
                 "a page is older than the level above says: damaged or rolled back",

@@ -62,7 +62,7 @@ pub(crate) struct Map<S> {
     cipher: Arc<SectorCipher>,
     layer: LayerId,
     /// Sequences at or above it are exact, below it floors (FORMAT.md, section 3.4).
-    exact_from: u64,
+    exact_from: AtomicU64,
     /// Sequences of the directory pages, as the superblock on disk has them; 0: never written.
     root: RwLock<Vec<u64>>,
     /// The same, as they are on disk now: what the next superblock that is written for good will say.
@@ -169,7 +169,7 @@ impl<S: Store> Map<S> {
             meta,
             cipher,
             layer,
-            exact_from,
+            exact_from: AtomicU64::new(exact_from),
             newest_root: RwLock::new(root.clone()),
             root: RwLock::new(root),
             tables,
@@ -180,6 +180,13 @@ impl<S: Store> Map<S> {
             sequence: AtomicU64::new(sequence),
             loading: async_lock::Mutex::new(()),
         }
+    }
+
+    /// A sealed layer is opened for writing once more, while it is in use: these are the first sequence that this opening
+    /// may use, and from where on sequences are exact.
+    pub(crate) fn begin_writing(&self, sequence: u64, exact_from: u64) {
+        self.sequence.store(sequence, Ordering::Release);
+        self.exact_from.store(exact_from, Ordering::Release);
     }
 
     pub(crate) fn meta(&self) -> &S {

@@ -3,7 +3,8 @@
 //! Always:
 //! - it belongs to one list of layers below, every one of them sealed: what they say never changes, so nothing in here is ever
 //!   wrong. Changes of the top need not be known here, for the top is asked first; another list of layers (snapshot, cut-over,
-//!   merge) begins with nothing;
+//!   merge) begins with nothing. While a merge brings what one of them says to the one above it, the one that is kept here says
+//!   the same, and stays whole until the list is another one;
 //! - its pages count against the page cache and are at most a quarter of it; they go before map pages do, since making
 //!   them anew costs no I/O.
 //!

@@ -59,20 +59,6 @@ fn check(tower: &mut Tower, volume: &Arc<Volume<Disk>>, content: &[(u64, u8)]) {
     }
 }
 
-/// Removes the files of layers that were handed back.
-fn remove(tower: &mut Tower, layers: &[sealvol_volume::LayerId]) {
-    for layer in layers {
-        let directory = tower.disk.directory(&layer.to_string());
-        tower.executor.run(async move {
-            use sealvol_store::Directory as _;
-            sealvol_volume::destroy_keys(&directory).await.unwrap();
-            for name in directory.list().await.unwrap() {
-                directory.remove(&name).await.unwrap();
-            }
-        });
-    }
-}
-
 fn data_of(layer: sealvol_volume::LayerId, operation: Operation) -> When {
     When::operation(operation).file(&format!("{layer}/data"))
 }
@@ -89,8 +75,7 @@ fn a_volume_that_was_copied_up_stands_alone_under_its_new_key() {
         assert_eq!(left, 5 * BLOCK, "what is zero or hidden is not copied");
         let below = tower.cut_over(&volume).unwrap();
         assert_eq!((below.len(), volume.layers().len()), (2, 1));
-        tower.forget_open();
-        remove(&mut tower, &below);
+        tower.remove(&below);
         check(&mut tower, &volume, &CONTENT);
         tower.write(&volume, 5 * BLOCK + 9, &[7; 9]).unwrap();
         tower.close(volume).unwrap();
@@ -329,7 +314,7 @@ fn a_block_that_a_client_hid_is_hidden_after_a_cut_over_and_a_power_cut() {
     let below = tower.cut_over(&volume).unwrap();
     drop(volume);
     tower.restart();
-    remove(&mut tower, &below);
+    tower.remove(&below);
     let volume = tower.open(id).unwrap();
     check(&mut tower, &volume, &[(0, 1), (BLOCK, 8), (6 * BLOCK, 8)]);
 }
@@ -420,8 +405,7 @@ fn copying_up_and_cutting_over_can_be_cut_anywhere() {
             check(&mut tower, &volume, &CONTENT);
             tower.copy_up(&volume).unwrap();
             let below = tower.cut_over(&volume).unwrap();
-            tower.forget_open();
-            remove(&mut tower, &below);
+            tower.remove(&below);
             tower.close(volume).unwrap();
             tower.restart();
             let volume = tower.open(id).unwrap();
@@ -451,7 +435,7 @@ fn an_exact_copy_says_what_its_source_says_under_another_key() {
             let source = tower.parts(middle, FileAccess::ReadOnly);
             let destination = tower.parts(copy, FileAccess::Writable);
             let opened = tower.executor.run(async move {
-                let source = open_sealed(source.await?).await?;
+                let source = open_sealed(&[], source.await?).await?;
                 open_copy(source, destination.await?).await
             });
             let Ok(opened) = opened else {

@@ -13,6 +13,7 @@ mod interleavings;
 mod kills;
 mod large;
 mod materialise;
+mod merge;
 mod model;
 mod mutations;
 mod oracle;

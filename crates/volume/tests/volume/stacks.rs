@@ -387,7 +387,7 @@ fn a_layer_that_is_not_sealed_stands_below_no_other() {
     let parts = tower.parts(top, FileAccess::Writable);
     let opened = tower
         .executor
-        .run(async move { open_sealed(parts.await?).await.map(|_| ()) });
+        .run(async move { open_sealed(&[], parts.await?).await.map(|_| ()) });
     assert!(matches!(opened, Err(VolumeError::NotSealed { layer }) if layer == top));
     let volume = tower.open(id).unwrap();
     let mut layers = volume.layers();

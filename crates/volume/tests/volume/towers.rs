@@ -1,5 +1,5 @@
-//! Power cuts and killed processes in the middle of random work on a volume that is snapshotted, cloned, copied up and cut
-//! over meanwhile, several in a row: one seed drives all of it.
+//! Power cuts and killed processes in the middle of random work on a volume that is snapshotted, cloned, copied up, cut over and
+//! merged meanwhile, several in a row: one seed drives all of it.
 
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +21,9 @@ enum Change {
     CutOver(Handle<Result<(), VolumeError>>),
 }
 
+/// A merge of this layer with the one above it, under way.
+struct Merging(LayerId, Handle<Result<(), VolumeError>>);
+
 struct Campaign {
     tower: Tower,
     id: VolumeId,
@@ -28,7 +31,7 @@ struct Campaign {
     versions: u64,
     /// What each snapshot held when it was there first.
     snapshots: Vec<(LayerId, Content)>,
-    done: [u64; 3],
+    done: [u64; 4],
     /// Whether this life ends with a kill, and not with the power.
     killed: bool,
 }
@@ -67,7 +70,7 @@ impl Campaign {
             history: Arc::default(),
             versions: 0,
             snapshots: Vec::new(),
-            done: [0; 3],
+            done: [0; 4],
             killed: false,
         }
     }
@@ -104,14 +107,18 @@ impl Campaign {
                 }
                 let layer = ended.unwrap();
                 self.tower.disk.cut_power_at(u64::MAX);
-                let content = read_snapshot(&mut self.tower, volume, layer).unwrap();
+                self.done[0] += 1;
+                let Some(content) = read_snapshot(&mut self.tower, volume, layer) else {
+                    // Merged already.
+                    self.arm();
+                    return;
+                };
                 let history = self.history.lock().unwrap();
                 for (piece, bytes) in &content {
                     history.check_read(*piece, bytes, began);
                 }
                 drop(history);
                 self.snapshots.push((layer, content));
-                self.done[0] += 1;
                 self.arm();
             }
             Change::CutOver(handle) => match self.tower.executor.finish(&handle) {
@@ -126,16 +133,35 @@ impl Campaign {
         }
     }
 
-    /// The registry hears which layers a volume has.
+    /// The registry hears which layers a volume has, and what each stands on.
     fn told(&mut self, volume: &Arc<Volume<Disk>>) {
-        let mut stack: Vec<LayerId> = volume.layers().iter().map(|layer| layer.id()).collect();
-        stack.reverse();
-        if let [alone] = stack[..] {
-            self.tower
-                .registry(alone)
-                .change_pins(|pins| pins.params.parent = None);
+        self.tower.relink(volume);
+    }
+
+    /// Begins to merge some layer that has one child.
+    fn merge(&mut self, volume: &Arc<Volume<Disk>>) -> Option<Merging> {
+        let layers = volume.layers();
+        let dying = layers[self.tower.random.index(layers.len())].id();
+        let alone = self.tower.children(dying) == 1 && dying != layers[0].id();
+        alone.then(|| Merging(dying, self.tower.start_merge(volume, dying)))
+    }
+
+    /// Looks at what a merge ended with.
+    fn merged(&mut self, volume: &Arc<Volume<Disk>>, merging: Merging) {
+        let Merging(dying, handle) = merging;
+        match self.tower.executor.finish(&handle) {
+            _ if !self.tower.disk.is_powered() => {}
+            Ok(()) => {
+                let (left, gone) = (Arc::clone(volume), dying);
+                let left = async move { left.leave_out(gone).await.map(drop) };
+                self.tower.executor.run(left).unwrap();
+                self.done[3] += 1;
+                self.told(volume);
+            }
+            // A snapshot or a cut-over was faster.
+            Err(VolumeError::NotNearest { .. } | VolumeError::NotSealed { .. }) => {}
+            Err(error) => panic!("{error}"),
         }
-        self.tower.change_stack(self.id, stack);
     }
 
     /// Works until the power goes, or the operations are used up; requests may be under way when it returns.
@@ -146,7 +172,7 @@ impl Campaign {
             disk: self.tower.disk.clone(),
         };
         let mut running: Vec<Handle<()>> = Vec::new();
-        let mut change = None;
+        let (mut change, mut merging) = (None, None);
         for _ in 0..OPERATIONS_A_LIFE {
             self.versions += 1;
             let random = self.tower.random.clone();
@@ -160,6 +186,14 @@ impl Campaign {
                 }));
             }
             self.tower.executor.steps(random.pick(&[0, 3, 20, 100]));
+            if merging.is_none() && random.chance(1, 8) {
+                merging = self.merge(volume);
+            }
+            if random.chance(1, 8)
+                && let Some(merging) = merging.take()
+            {
+                self.merged(volume, merging);
+            }
             if change.is_none() && random.chance(1, 8) {
                 change = self.change(volume);
             }
@@ -250,7 +284,7 @@ impl Campaign {
 
 #[test]
 fn snapshots_clones_and_copies_lose_nothing_whatever_dies_when() {
-    let mut done = [0; 3];
+    let mut done = [0; 4];
     for seed in seeds(25) {
         for sector_size in [UnitSize::B4096, UnitSize::B512] {
             let mut campaign = Campaign::new(seed, sector_size);
@@ -262,7 +296,7 @@ fn snapshots_clones_and_copies_lose_nothing_whatever_dies_when() {
     }
     // One seed alone may see none of a kind.
     if std::env::var_os("SEALVOL_SEED").is_none() {
-        println!("{done:?} snapshots, cut-overs, clones");
+        println!("{done:?} snapshots, cut-overs, clones, merges");
         assert!(done.iter().all(|times| *times > 5), "{done:?}");
     }
 }

@@ -8,9 +8,9 @@ use sealvol_crypto::{SectorCipher, UnitSize};
 use sealvol_store::fault::FaultDisk;
 use sealvol_store::{Access as FileAccess, Directory};
 use sealvol_volume::{
-    Access, DATA_FILE, DataKeyId, Layer, LayerId, LayerParams, LayerParts, META_FILE, Unpaced,
-    Volume, VolumeError, VolumeId, WrappedKey, create, finish_sealing, open, open_sealed,
-    read_layer,
+    Access, DATA_FILE, DataKeyId, Layer, LayerId, LayerParams, LayerParts, META_FILE, Merge,
+    Unpaced, Volume, VolumeError, VolumeId, WrappedKey, create, destroy_keys, finish_sealing, open,
+    open_sealed, read_layer,
 };
 
 use super::executor::{Executor, Handle};
@@ -181,13 +181,13 @@ impl Tower {
         below: Vec<Arc<Layer<Disk>>>,
     ) -> Result<Arc<Layer<Disk>>, VolumeError> {
         let (sealed, unsealed) = (
-            self.parts(layer, FileAccess::ReadOnly),
+            self.parts(layer, FileAccess::Writable),
             self.parts(layer, FileAccess::Writable),
         );
         self.executor.run(async move {
             let parts = sealed.await?;
             if read_layer(&parts.meta).await?.sealed {
-                return open_sealed(parts).await;
+                return open_sealed(&below, parts).await;
             }
             drop(parts);
             finish_sealing(below, unsealed.await?).await
@@ -262,6 +262,85 @@ impl Tower {
             .change_pins(|pins| pins.params.parent = None);
         self.stacks.insert(id, vec![top]);
         Ok(below.iter().map(|layer| layer.id()).collect())
+    }
+
+    /// Merges a layer with the one above it, tells the registry and removes the files.
+    pub(crate) fn merge(&mut self, volume: &Tall, dying: LayerId) -> Result<(), VolumeError> {
+        let merge = self.start_merge(volume, dying);
+        self.executor.finish(&merge)?;
+        self.merged(volume, dying);
+        Ok(())
+    }
+
+    /// Begins a merge, to its end but for what the registry hears and the files.
+    pub(crate) fn start_merge(
+        &mut self,
+        volume: &Tall,
+        dying: LayerId,
+    ) -> Handle<Result<(), VolumeError>> {
+        let volume = Arc::clone(volume);
+        self.executor.start(async move {
+            let merge = Merge::begin(&volume, dying).await?;
+            loop {
+                let mut next = Some(0);
+                while let Some(from) = next {
+                    next = merge.step(from, 1 << 20, &Unpaced).await?.next;
+                }
+                match merge.finish().await {
+                    Err(VolumeError::LeftBelow { .. }) => {}
+                    ended => break ended,
+                }
+            }
+        })
+    }
+
+    /// What a daemon does after a merge: the volume goes on without the layer, the registry hears of it, its files go.
+    pub(crate) fn merged(&mut self, volume: &Tall, dying: LayerId) {
+        let left = Arc::clone(volume);
+        self.executor
+            .run(async move { left.leave_out(dying).await })
+            .unwrap();
+        self.relink(volume);
+        self.remove(&[dying]);
+    }
+
+    /// The registry hears what the layers of a volume stand on: stacks that something was taken from are shorter.
+    pub(crate) fn relink(&mut self, volume: &Tall) {
+        for layer in volume.layers() {
+            let parent = layer.params().parent;
+            self.registry(layer.id())
+                .change_pins(|pins| pins.params.parent = parent);
+        }
+        for stack in self.stacks.values_mut() {
+            let mut linked = Vec::new();
+            let mut next = stack.last().copied();
+            while let Some(layer) = next {
+                linked.insert(0, layer);
+                next = self.layers[&layer].registry.pins().params.parent;
+            }
+            *stack = linked;
+        }
+    }
+
+    /// How many layers lie right on this one, over all volumes.
+    pub(crate) fn children(&self, layer: LayerId) -> usize {
+        let pairs = self.stacks.values().flat_map(|stack| stack.windows(2));
+        let on_it = pairs.filter(|pair| pair[0] == layer).map(|pair| pair[1]);
+        on_it.collect::<std::collections::BTreeSet<_>>().len()
+    }
+
+    /// Destroys the keys and removes the files of layers that nobody has open.
+    pub(crate) fn remove(&mut self, layers: &[LayerId]) {
+        self.forget_open();
+        for layer in layers {
+            let directory = self.disk.directory(&layer.to_string());
+            self.executor.run(async move {
+                destroy_keys(&directory).await.unwrap();
+                for name in directory.list().await.unwrap() {
+                    directory.remove(&name).await.unwrap();
+                }
+            });
+        }
     }
 
     /// A new volume on the sealed layers of another one, up to `height` of them.
