@@ -2,7 +2,8 @@
 //! cache dies with the machine and not with the daemon.
 //!
 //! In the same way, while another hand makes snapshots all the time: killed in the middle of one, the volume comes back with
-//! everything that was acknowledged, and each snapshot that was told of is there.
+//! everything that was acknowledged, and each snapshot that was told of is there. And while another hand gives the volume one key
+//! after the other: killed in the middle of a re-key, the next daemon goes on with it, and it ends right.
 //!
 //! `SEALVOL_ROUNDS` kills so many times (10 if it is not set), `SEALVOL_SEED` repeats the choices of a run; what the scheduler
 //! does to them can't be repeated.
@@ -264,14 +265,54 @@ fn snapshots(daemon: &Daemon<'_>, round: u64, killed: &AtomicBool) -> Vec<String
     made
 }
 
-/// Whether another hand makes snapshots meanwhile.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Snapshots {
-    None,
-    AllTheTime,
+/// Gives the volume another key, again and again, until the daemon is gone; how many times it was told that this is done.
+fn rekeys(daemon: &Daemon<'_>, killed: &AtomicBool) -> u64 {
+    let mut done = 0;
+    loop {
+        let outcome = daemon.sealvol(&["volume", "rekey", NAME, "--wait"]);
+        if killed.load(Ordering::SeqCst) {
+            return done;
+        }
+        match outcome.code {
+            Some(0) => done += 1,
+            // The last daemon's goes on.
+            Some(5) => std::thread::sleep(Duration::from_millis(5)),
+            // It was killed between that look and this.
+            _ => {
+                let gone = ["sock", "answer broke off", "cannot be read"];
+                assert!(
+                    gone.iter().any(|word| outcome.stderr.contains(word)),
+                    "{outcome}"
+                );
+                return done;
+            }
+        }
+    }
 }
 
-fn kill_again_and_again(sector: &str, meanwhile: Snapshots) {
+/// Waits until no job is left; each must have done its work.
+fn wait_for_jobs(daemon: &Daemon<'_>) -> usize {
+    sealvol_tests::programs::wait_for("the jobs", || {
+        let listed = daemon.sealvol_json(&["job", "list"]);
+        let jobs = listed["jobs"].as_array().expect("a list");
+        let ended = jobs.iter().all(|job| job["state"] == "done");
+        let failed = jobs
+            .iter()
+            .find(|job| job["state"] == "failed" || job["state"] == "cancelled");
+        assert_eq!(failed, None, "a job did not do its work");
+        ended.then_some(jobs.len())
+    })
+}
+
+/// What another hand does meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Meanwhile {
+    Nothing,
+    Snapshots,
+    Rekeys,
+}
+
+fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
     let rounds = number("SEALVOL_ROUNDS", 10);
     let seed = number("SEALVOL_SEED", u64::from(std::process::id()));
     println!("SEALVOL_SEED={seed}");
@@ -298,7 +339,7 @@ fn kill_again_and_again(sector: &str, meanwhile: Snapshots) {
         acknowledged: AtomicU64::new(0),
     };
     let mut choices = Choices(seed);
-    let mut made = Vec::new();
+    let (mut made, mut rekeyed) = (Vec::new(), 0);
     for round in 0..rounds {
         let killed = AtomicBool::new(false);
         let life = Duration::from_millis(20 + choices.below(300));
@@ -320,11 +361,14 @@ fn kill_again_and_again(sector: &str, meanwhile: Snapshots) {
             sealvol_tests::programs::wait_for("the load", || {
                 (record.acknowledged.load(Ordering::Relaxed) > enough).then_some(())
             });
-            let cutter = (meanwhile == Snapshots::AllTheTime)
+            let cutter = (meanwhile == Meanwhile::Snapshots)
                 .then(|| scope.spawn(|| snapshots(&daemon, round, &killed)));
+            let locksmith =
+                (meanwhile == Meanwhile::Rekeys).then(|| scope.spawn(|| rekeys(&daemon, &killed)));
             std::thread::sleep(life);
             killed.store(true, Ordering::SeqCst);
             daemon.kill_now();
+            rekeyed += locksmith.map_or(0, |locksmith| locksmith.join().expect("no panic"));
             made.extend(
                 cutter
                     .map(|cutter| cutter.join().expect("no panic"))
@@ -347,24 +391,39 @@ fn kill_again_and_again(sector: &str, meanwhile: Snapshots) {
         }
     }
     let acknowledged = record.acknowledged.load(Ordering::Relaxed);
-    println!("{rounds} kills, {acknowledged} blocks acknowledged");
+    println!(
+        "{rounds} kills, {acknowledged} blocks acknowledged, {rekeyed} re-keys between two kills"
+    );
     daemon.stop();
     let daemon = Daemon::start(&place);
     judge(&address, &record, rounds);
+    if meanwhile == Meanwhile::Rekeys {
+        assert!(wait_for_jobs(&daemon) > 0, "no re-key began");
+        judge(&address, &record, rounds);
+        let volume = daemon.sealvol_json(&["volume", "show", NAME]);
+        assert_eq!(volume["depth"], 1, "{volume}");
+        assert_eq!(place.layer_files("data").len(), 1, "layers stay behind");
+        assert_eq!(place.layer_files("meta").len(), 1, "layers stay behind");
+    }
     daemon.stop();
 }
 
 #[test]
 fn acknowledged_writes_outlive_a_killed_daemon() {
-    kill_again_and_again("4096", Snapshots::None);
+    kill_again_and_again("4096", Meanwhile::Nothing);
 }
 
 #[test]
 fn acknowledged_writes_of_small_sectors_outlive_it_too() {
-    kill_again_and_again("512", Snapshots::None);
+    kill_again_and_again("512", Meanwhile::Nothing);
 }
 
 #[test]
 fn acknowledged_writes_outlive_a_daemon_killed_in_the_middle_of_snapshots() {
-    kill_again_and_again("4096", Snapshots::AllTheTime);
+    kill_again_and_again("4096", Meanwhile::Snapshots);
+}
+
+#[test]
+fn acknowledged_writes_outlive_a_daemon_killed_in_the_middle_of_rekeys() {
+    kill_again_and_again("4096", Meanwhile::Rekeys);
 }

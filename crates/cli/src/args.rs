@@ -43,6 +43,9 @@ pub(crate) enum Noun {
     /// Snapshots of volumes
     #[command(subcommand)]
     Snapshot(Snapshot),
+    /// Work that goes on by itself, through restarts of the daemon
+    #[command(subcommand)]
+    Job(Job),
     /// Key-encryption keys
     #[command(subcommand)]
     Key(Key),
@@ -134,6 +137,12 @@ pub(crate) enum Volume {
         #[arg(long)]
         materialise: bool,
     },
+    /// Give a volume another data key: every block is encrypted again, in use or not
+    ///
+    /// It begins a job that goes on by itself; clients may read and write all the while. What was
+    /// encrypted with the old key and nobody needs is destroyed at its end. Snapshots and clones
+    /// keep their keys: the job's last word names all that the old key still opens.
+    Rekey(Rekey),
     /// Register a volume again from its layer, when the registry that knew it is lost
     Adopt(Adopt),
     /// Delete a volume that is not attached
@@ -152,6 +161,21 @@ pub(crate) enum Volume {
         /// Its name; it must be attached
         name: VolumeName,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rekey {
+    /// Its name
+    pub(crate) name: VolumeName,
+    /// The key that wraps its new data key, as PROVIDER:KEY [default: the one that wraps the old]
+    #[arg(long, value_name = "KEYREF")]
+    pub(crate) key: Option<String>,
+    /// Copy so many bytes a second at most, such as 200M; 1M or more
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate: Option<Size>,
+    /// Watch the job until it has ended, as `job watch` does
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -257,6 +281,27 @@ pub(crate) enum Snapshot {
         /// Its name
         #[arg(value_name = "VOLUME@SNAPSHOT")]
         name: SnapshotRef,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Job {
+    /// List the jobs, the oldest first
+    List,
+    /// Show one job, and what came of it
+    Show {
+        /// Its number
+        id: u64,
+    },
+    /// Tell how a job goes on until it has ended: a bar on a terminal, JSON lines otherwise
+    Watch {
+        /// Its number
+        id: u64,
+    },
+    /// End a job early; what it has done stays, in good order
+    Cancel {
+        /// Its number
+        id: u64,
     },
 }
 

@@ -6,6 +6,7 @@
 
 mod args;
 mod flatten;
+mod jobs;
 mod render;
 mod rewrap;
 mod run;

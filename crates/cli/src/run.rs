@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::args::{Adopt, Attach, Cli, Create, Exported, Key, Limit, Noun, Volume};
 use crate::flatten::{self, Progress};
+use crate::jobs;
 use crate::render::{self, bench};
 use crate::{rewrap, snapshot};
 
@@ -43,6 +44,15 @@ pub(crate) enum CommandError {
     /// What can be accepted of a volume, asked for with a snapshot.
     #[error("snapshot {0}: --accept-loss and --accept-rollback are about a volume's newest layer")]
     NotForSnapshots(SnapshotRef),
+    /// A job that was watched did not do its work.
+    #[error("job {id}: it failed: {reason}")]
+    JobFailed { id: u64, reason: String },
+    /// A job that was watched was ended early.
+    #[error("job {0}: it was cancelled")]
+    JobCancelled(u64),
+    /// Watching was interrupted.
+    #[error("job {0}: it goes on unwatched")]
+    StoppedWatching(u64),
     /// The self-tests ran, and one failed.
     #[error("self-test: {0}")]
     SelfTest(String),
@@ -67,6 +77,7 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
     match cli.noun {
         Noun::Volume(verb) => volume(&client, &print, verb).await,
         Noun::Snapshot(verb) => snapshot::run(&client, &print, verb).await,
+        Noun::Job(verb) => jobs::run(&client, &print, verb).await,
         Noun::Key(verb) => key(&client, &print, verb).await,
         Noun::Status => print.answer(&client.status().await?, render::status),
         Noun::Selftest => {
@@ -128,6 +139,7 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
             let flattened = client.flatten_volume(&name, &request).await?;
             print.answer(&flattened, |flattened| render::flattened(&name, flattened))
         }
+        Volume::Rekey(options) => jobs::rekey(client, print, options).await,
         Volume::Adopt(Adopt {
             name,
             layer_dir,
@@ -236,6 +248,10 @@ pub(crate) struct Printer {
 }
 
 impl Printer {
+    pub(crate) fn is_json(&self) -> bool {
+        self.json
+    }
+
     pub(crate) fn answer<A: Serialize>(
         &self,
         answer: &A,
@@ -274,6 +290,15 @@ fn report(error: &CommandError, json: bool) -> ExitCode {
         CommandError::Discarded { .. } => (
             ErrorKind::Failed,
             Some("Unmount it, or mount it without discard, and run it again".to_owned()),
+        ),
+        CommandError::JobFailed { .. } => (ErrorKind::Failed, None),
+        CommandError::JobCancelled(_) => (
+            ErrorKind::Failed,
+            Some("What it had done stays, in good order".to_owned()),
+        ),
+        CommandError::StoppedWatching(id) => (
+            ErrorKind::Failed,
+            Some(format!("End it with `sealvol job cancel {id}`")),
         ),
         CommandError::SelfTest(_) => (
             ErrorKind::Failed,

@@ -27,7 +27,9 @@ pub(crate) fn messages(data: &[u8]) {
     kept::<api::DeleteVolume>(data);
     kept::<api::DetachVolume>(data);
     kept::<api::ErrorReply>(data);
+    kept::<api::JobList>(data);
     kept::<api::KeyList>(data);
+    kept::<api::RekeyVolume>(data);
     kept::<api::ResizeVolume>(data);
     kept::<api::RewrapVolume>(data);
     kept::<api::Rewrapped>(data);

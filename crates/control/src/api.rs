@@ -26,6 +26,10 @@
 //! | `POST /v1/snapshots/V@S/attach`   | [`AttachSnapshot`] | [`Snapshot`]   | attach     |
 //! | `POST /v1/snapshots/V@S/detach`   | [`DetachVolume`]  | [`Snapshot`]    | attach     |
 //! | `GET /v1/snapshots/V@S/changes[?offset=N]` |          | [`SnapshotChanges`] | administer |
+//! | `POST /v1/volumes/NAME/rekey`     | [`RekeyVolume`]   | [`Job`]         | administer |
+//! | `GET /v1/jobs`                    |                   | [`JobList`]     | any        |
+//! | `GET /v1/jobs/ID`                 |                   | [`Job`]         | any        |
+//! | `POST /v1/jobs/ID/cancel`         |                   | [`Job`]         | administer |
 //! | `GET /v1/keys[?provider=P]`       |                   | [`KeyList`]     | any        |
 //! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
 //! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
@@ -48,9 +52,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod jobs;
 mod rewrap;
 mod snapshots;
 
+pub use jobs::{
+    JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened, RekeyVolume, Rekeyed,
+};
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
     AttachSnapshot, BadSnapshotName, ChangedExtent, CreateSnapshots, DeletedLayer, Snapshot,
@@ -65,6 +73,8 @@ pub const SELFTEST: &str = "/v1/selftest";
 pub const VOLUMES: &str = "/v1/volumes";
 /// Path of the snapshots; one snapshot is below it by its full name.
 pub const SNAPSHOTS: &str = "/v1/snapshots";
+/// Path of the jobs; one job is below it by its number.
+pub const JOBS: &str = "/v1/jobs";
 /// Path of the keys; one key is below it by its reference.
 pub const KEYS: &str = "/v1/keys";
 

@@ -317,6 +317,32 @@ impl Client {
             .await
     }
 
+    /// Begins to give a volume another data key.
+    pub async fn rekey_volume(
+        &self,
+        name: &VolumeName,
+        request: &api::RekeyVolume,
+    ) -> Result<api::Job, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/rekey"), request)
+            .await
+    }
+
+    /// The jobs that are known, the oldest first.
+    pub async fn jobs(&self) -> Result<api::JobList, ClientError> {
+        self.get(api::JOBS).await
+    }
+
+    /// One job.
+    pub async fn job(&self, id: u64) -> Result<api::Job, ClientError> {
+        self.get(&format!("{}/{id}", api::JOBS)).await
+    }
+
+    /// Ends a job early.
+    pub async fn cancel_job(&self, id: u64) -> Result<api::Job, ClientError> {
+        let path = format!("{}/{id}/cancel", api::JOBS);
+        self.send(Method::POST, &path, &NoFields {}).await
+    }
+
     /// The keys of a provider, or of all.
     pub async fn keys(&self, provider: Option<&str>) -> Result<api::KeyList, ClientError> {
         let query = provider.map(|name| format!("?provider={}", escaped(name)));

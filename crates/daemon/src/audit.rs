@@ -76,6 +76,8 @@ pub(crate) enum Operation {
     Generate,
     /// The top of a volume was sealed, or is about to be, and another one put on it.
     Snapshot,
+    /// A volume gets another data key, or has got it.
+    Rekey,
     /// A superblock slot that was torn, or older than the other one, was written anew from that.
     Repair,
     /// A data key was wrapped anew: under another key, a newer version of it, or for another volume.

@@ -22,6 +22,7 @@ use crate::bench::Benches;
 use crate::config::Config;
 use crate::error::Error;
 use crate::exports::Exports;
+use crate::jobs::Jobs;
 use crate::keys::Keys;
 use crate::operations::{Merges, OpenLayers};
 use crate::registry::{Registry, VolumeRow};
@@ -63,6 +64,8 @@ pub(crate) struct Daemon {
     pub(crate) failures: Failures,
     /// Measurements of `bench`.
     pub(crate) benches: Benches,
+    /// Work that goes on by itself.
+    pub(crate) jobs: Jobs,
     turns: Turns,
     /// Held shared by every operation; taken when the daemon stops, and true from then on.
     stopping: Arc<RwLock<bool>>,
@@ -112,6 +115,7 @@ impl Daemon {
             },
             failures: Failures::default(),
             benches: Benches::default(),
+            jobs: Jobs::default(),
             turns: Turns::default(),
             stopping: Arc::default(),
         }
@@ -157,14 +161,23 @@ impl Daemon {
         }
     }
 
-    /// Waits for the operations that have begun; none begins any more.
+    /// Waits for the operations that have begun; none begins any more. Jobs rest.
     pub(crate) async fn end_operations(&self) {
         self.benches.stop();
+        self.jobs.stop().await;
         *self.stopping.write().await = true;
     }
 
-    /// Waits for its turn with the volume of that name.
+    /// Waits for its turn with the volume of that name. What is not exported then nobody has open: a job that had it open
+    /// opens it again when its own turn comes.
     pub(crate) async fn turn(&self, name: &VolumeName) -> OwnedMutexGuard<()> {
+        let turn = self.job_turn(name).await;
+        self.close_opened(name).await;
+        turn
+    }
+
+    /// [`Self::turn`] for a job, which leaves open what it has opened.
+    pub(crate) async fn job_turn(&self, name: &VolumeName) -> OwnedMutexGuard<()> {
         self.turns.of(name).lock_owned().await
     }
 

@@ -161,9 +161,34 @@ pub enum Error {
     /// There is no such volume.
     #[error("volume {0}: there is none of that name")]
     NoSuchVolume(VolumeName),
-    /// There is not the space that materialising takes.
+    /// A job works on the volume, and what was asked would not go with it.
+    #[error("volume {name}: job {job} works on it")]
+    JobUnderWay {
+        /// The volume.
+        name: VolumeName,
+        /// The job's number.
+        job: u64,
+    },
+    /// There is no such job.
+    #[error("job {0}: there is none of that number")]
+    NoSuchJob(u64),
+    /// The job has ended, or has come too far.
+    #[error("job {job}: {cause}")]
+    NotCancellable {
+        /// Its number.
+        job: u64,
+        /// Why not.
+        cause: &'static str,
+    },
+    /// A job has nobody's leave to open the volume by itself.
+    #[error("volume {0}: it was detached before its re-key was done")]
+    DetachedMeanwhile(VolumeName),
+    /// The volume is to be attached, and could not be yet.
+    #[error("volume {0}: it is to be attached again, and is not yet")]
+    NotServed(VolumeName),
+    /// There is not the space that materialising or copying takes.
     #[error(
-        "volume {name}: {needed} bytes of zeros are to be written, {free} bytes are free where its data is"
+        "volume {name}: {needed} bytes are to be written, {free} bytes are free where its data is"
     )]
     NoRoom {
         /// The volume.

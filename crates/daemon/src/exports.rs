@@ -8,6 +8,7 @@
 //!   told `--insecure-plaintext-tcp`.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use sealvol_nbd::{Refusal, RefusalReason};
@@ -39,6 +40,7 @@ pub struct Export {
     /// How many requests and bytes a second.
     pub(crate) limiter: Limiter,
     allow: Vec<u32>,
+    receives: AtomicU64,
     /// One lock for both, so that a connection and a detach that meet see each other.
     occupancy: Mutex<Occupancy>,
     draining: watch::Sender<bool>,
@@ -67,6 +69,7 @@ impl Export {
             read_only,
             limiter: Limiter::new(Limits::default()),
             allow,
+            receives: AtomicU64::new(0),
             occupancy: Mutex::default(),
             draining: watch::Sender::new(false),
             left: Notify::new(),
@@ -76,6 +79,16 @@ impl Export {
     /// Whether `peer` may open it, or know of it.
     pub fn allows(&self, peer: &Peer) -> bool {
         allows(&self.allow, peer)
+    }
+
+    /// Counts a look at what a client has sent.
+    pub(crate) fn count_receive(&self) {
+        self.receives.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often clients have been listened to: it stands still while none of them wants anything.
+    pub(crate) fn receives(&self) -> u64 {
+        self.receives.load(Ordering::Relaxed)
     }
 
     /// Counts a connection until its guard is dropped; none if the export is being drained.

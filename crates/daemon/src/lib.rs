@@ -16,6 +16,7 @@
 //! | commits that no client asked for | `write_back.rs` |
 //! | when a key is used, and its record | `keys.rs`, `audit.rs` |
 //! | what each command does | `operations/` |
+//! | what goes on by itself, through restarts | `jobs/` |
 //! | how fast it is | `bench/` |
 //! | how fast it may be | `limits/` |
 //! | what a failure is called | `error.rs`, `control/reply.rs`, `export.rs` |
@@ -37,6 +38,7 @@ pub mod exports;
 pub mod fuzzing;
 mod hardening;
 mod host;
+mod jobs;
 mod keys;
 mod limits;
 mod listeners;

@@ -75,6 +75,18 @@ impl Place {
         Ok(Some(about.f_bavail.saturating_mul(about.f_frsize)))
     }
 
+    /// Bytes that work which nobody waits for may take where `data` is: the last sixteenth, a gigabyte at most, stays for clients and for
+    /// the registry. None for a device, which has its space.
+    pub(crate) fn free_for_jobs(&self) -> Result<Option<u64>, io::Error> {
+        if self.device.is_some() {
+            return Ok(None);
+        }
+        let about = rustix::fs::statvfs(&self.directory)?;
+        let reserve = about.f_blocks.saturating_mul(about.f_frsize) / 16;
+        let free = about.f_bavail.saturating_mul(about.f_frsize);
+        Ok(Some(free.saturating_sub(reserve.min(RESERVE_MAX))))
+    }
+
     /// Bytes that its files take; of a device its size. Files that went meanwhile take none.
     pub(crate) fn taken(&self) -> Result<u64, io::Error> {
         let allocated = |name: &str| match std::fs::symlink_metadata(self.directory.join(name)) {
@@ -133,6 +145,9 @@ impl Place {
         Ok(())
     }
 }
+
+/// Of a large file system a sixteenth would be more than anybody needs to be told in time.
+const RESERVE_MAX: u64 = 1 << 30;
 
 fn remove_directory(path: &Path) -> io::Result<()> {
     std::fs::remove_dir(path)?;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! start   harden ─▶ configuration ─▶ state directory, locked ─▶ registry ─▶ sockets ─▶ self-test
-//!         ─▶ clean up ─▶ control answers ─▶ attach again ─▶ NBD answers ─▶ READY=1
+//!         ─▶ clean up ─▶ control answers ─▶ attach again ─▶ jobs go on ─▶ NBD answers ─▶ READY=1
 //! stop    no new connections or operations ─▶ requests in flight answered ─▶ volumes committed,
 //!         marked clean ─▶ keys wiped ─▶ sockets removed ─▶ state directory free
 //! ```
@@ -179,6 +179,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
     }
     // No task of these: nothing of it is given up in the middle, it ends at the end of a step.
     tokio::spawn(Arc::clone(&daemon).run_merges());
+    daemon.resume_jobs().await?;
     for listener in nbd {
         tasks.spawn(accept(Arc::clone(&engine), listener));
     }

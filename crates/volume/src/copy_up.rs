@@ -95,7 +95,7 @@ impl Pace for Unpaced {
 pub struct CopiedUp {
     /// Bytes that it copied.
     pub copied: u64,
-    /// Where the next call is to go on; `None` if it has seen the end of the range.
+    /// Where the next call is to go on; `None` if it has seen the end of its range.
     pub next: Option<u64>,
 }
 
@@ -142,35 +142,47 @@ impl<S: Store> Volume<S> {
         Ok(blocks * BLOCK)
     }
 
-    /// Copies what lies below into the top, from byte `from` on (rounded down to a block), until about `bytes_max` are
-    /// copied (at least one chunk of 1 MiB is looked at) or the volume ends; then commits. Clients may use the
-    /// volume; several calls may work on parts of it side by side.
+    /// The first byte from `from` on (rounded down to a block) that [`Self::copy_up`] would copy now.
+    ///
+    /// # Errors
+    ///
+    /// Those of loading map pages.
+    pub async fn first_below(&self, from: u64) -> Result<Option<u64>, VolumeError> {
+        let mut at = from / BLOCK;
+        let run = self.next_below(self.scope(), &mut at).await?;
+        Ok(run.map(|run| run.first * BLOCK))
+    }
+
+    /// Copies what lies below into the top, in the blocks that a range of bytes touches, until about `bytes_max` are
+    /// copied (at least one chunk of 1 MiB is looked at) or the range or the volume ends; then commits. Clients may use the
+    /// volume; several calls may work on parts of it side by side, best on parts that begin at whole chunks.
     ///
     /// # Errors
     ///
     /// As a write: after [`VolumeError::NoSpace`] the volume goes on, with what was copied so far. [`VolumeError::BadCopy`].
     pub async fn copy_up(
         self: &Arc<Self>,
-        from: u64,
+        range: Range<u64>,
         bytes_max: u64,
         pace: &dyn Pace,
     ) -> Result<CopiedUp, VolumeError> {
-        self.bring_up(self.scope(), from, bytes_max, pace).await
+        self.bring_up(self.scope(), range, bytes_max, pace).await
     }
 
     pub(crate) async fn bring_up(
         self: &Arc<Self>,
         scope: Scope,
-        from: u64,
+        range: Range<u64>,
         bytes_max: u64,
         pace: &dyn Pace,
     ) -> Result<CopiedUp, VolumeError> {
         self.check_writable().await?;
         let mut copied = 0;
-        let mut at = from / BLOCK;
+        let mut at = range.start / BLOCK;
+        let last = range.end.div_ceil(BLOCK);
         let mut ended = false;
         while copied < bytes_max {
-            let Some(run) = self.next_below(scope, &mut at).await? else {
+            let Some(run) = self.next_below_in(scope, &mut at, last).await? else {
                 ended = true;
                 break;
             };
@@ -181,6 +193,7 @@ impl<S: Store> Volume<S> {
                 CHUNK
             };
             let end = (self.size() / BLOCK).min((run.first / most + 1) * most);
+            let end = end.min(last);
             let chunk = run.first..end;
             at = chunk.start;
             let found = stack.resolve(chunk.clone()).await?;
@@ -202,7 +215,17 @@ impl<S: Store> Volume<S> {
 
     /// The next run of blocks, from `at` on, that are to be copied; `at` is its end then, or the volume's.
     async fn next_below(&self, scope: Scope, at: &mut u64) -> Result<Option<Run>, VolumeError> {
-        let end = self.size() / BLOCK;
+        self.next_below_in(scope, at, u64::MAX).await
+    }
+
+    /// The same, of the blocks before `end`.
+    async fn next_below_in(
+        &self,
+        scope: Scope,
+        at: &mut u64,
+        end: u64,
+    ) -> Result<Option<Run>, VolumeError> {
+        let end = end.min(self.size() / BLOCK);
         while *at < end {
             let page = end.min((*at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
             let stack = self.stack.load_full();

@@ -156,7 +156,9 @@ impl<S: Store> Merge<S> {
         bytes_max: u64,
         pace: &dyn Pace,
     ) -> Result<CopiedUp, VolumeError> {
-        let step = self.volume.bring_up(self.scope, from, bytes_max, pace);
+        let step = self
+            .volume
+            .bring_up(self.scope, from..u64::MAX, bytes_max, pace);
         step.await.map_err(|error| self.stopped(error))
     }
 

@@ -53,13 +53,18 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::SelfTest(_)
         | Error::Stranger(_) => ErrorKind::Refused,
         Error::NoSuchCall { .. }
+        | Error::NoSuchJob(_)
         | Error::NoSuchProvider { .. }
         | Error::NoSuchSnapshot(_)
         | Error::NoSuchVolume(_) => ErrorKind::NotFound,
         Error::Attached(_)
         | Error::BackingTaken { .. }
         | Error::ClientsConnected { .. }
+        | Error::DetachedMeanwhile(_)
+        | Error::JobUnderWay { .. }
         | Error::Measuring
+        | Error::NotCancellable { .. }
+        | Error::NotServed(_)
         | Error::HasSnapshots { .. }
         | Error::LayersShared { .. }
         | Error::NoPlaceForLayers(_)
@@ -189,9 +194,20 @@ fn next_step(error: &Error) -> Option<&'static str> {
             "Copy it to a volume in a directory, or to one created with --layers-dir"
         }
         Error::NoSuchSnapshot(_) => "See `sealvol snapshot list`",
+        Error::NoSuchJob(_) => "See `sealvol job list`",
+        Error::JobUnderWay { .. } => {
+            "Wait for it with `sealvol job watch`, or end it with `sealvol job cancel`"
+        }
+        Error::NotCancellable { .. } => "See `sealvol job show`",
+        Error::DetachedMeanwhile(_) => {
+            "Attach it, or ask for its re-key again to have it done without"
+        }
+        Error::NotServed(_) => {
+            "See `sealvol volume show` for the reason; detach it if it is to stay so"
+        }
         Error::TooManyLayers { .. } => "Copy what it holds to a new volume, and go on with that",
 
-        Error::NoRoom { .. } => "Make room there; nothing was written",
+        Error::NoRoom { .. } => "Make room there; nothing was written of them",
         Error::NoSuchClone { .. } => "Leave the option out: a clone has what its snapshot has",
         Error::OtherProvider { .. } => {
             "Name a key of the same provider; data moves to another provider's key only by being copied"

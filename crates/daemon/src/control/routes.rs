@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::jobs::JobId;
 use crate::rights::Caller;
 
 /// What a request asks for.
@@ -44,6 +45,10 @@ enum Route {
     AttachSnapshot(SnapshotRef),
     DetachSnapshot(SnapshotRef),
     SnapshotChanges(SnapshotRef, u64),
+    Rekey(VolumeName),
+    ListJobs,
+    ShowJob(JobId),
+    CancelJob(JobId),
     ListKeys(Option<String>),
     CreateKey,
     ShowKey(String),
@@ -58,6 +63,8 @@ impl Route {
             | Self::ShowVolume(_)
             | Self::ListSnapshots(_)
             | Self::ShowSnapshot(_)
+            | Self::ListJobs
+            | Self::ShowJob(_)
             | Self::ListKeys(_)
             | Self::ShowKey(_) => None,
             Self::CreateVolume | Self::CreateSnapshots => Some(Right::Create),
@@ -76,6 +83,8 @@ impl Route {
             | Self::Flatten(_)
             | Self::Adopt(_)
             | Self::Rewrap(_)
+            | Self::Rekey(_)
+            | Self::CancelJob(_)
             | Self::DeleteSnapshot(_)
             | Self::SnapshotChanges(..)
             | Self::CreateKey => Some(Right::Administer),
@@ -110,7 +119,7 @@ pub(super) async fn call(
 }
 
 async fn carry_out(
-    daemon: &Daemon,
+    daemon: &Arc<Daemon>,
     caller: Caller,
     route: Route,
     body: &Bytes,
@@ -171,6 +180,14 @@ async fn carry_out(
         Route::SnapshotChanges(name, offset) => {
             json(&daemon.snapshot_changes(&name, offset).await?)
         }
+        Route::Rekey(name) => json(
+            &daemon
+                .rekey_volume(caller, name, message_or_default(body)?)
+                .await?,
+        ),
+        Route::ListJobs => json(&daemon.list_jobs().await?),
+        Route::ShowJob(id) => json(&daemon.show_job(id).await?),
+        Route::CancelJob(id) => json(&daemon.cancel_job(id).await?),
         Route::ListKeys(provider) => json(&daemon.list_keys(provider.as_deref()).await?),
         Route::CreateKey => json(&daemon.create_key(caller, message(body)?).await?),
         Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
@@ -223,6 +240,10 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["snapshots", name, "changes"] if get => {
             Route::SnapshotChanges(name.parse()?, offset(query)?)
         }
+        ["volumes", name, "rekey"] if post => Route::Rekey(name.parse()?),
+        ["jobs"] if get => Route::ListJobs,
+        ["jobs", id] if get => Route::ShowJob(id.parse().map_err(|_| no_such_call())?),
+        ["jobs", id, "cancel"] if post => Route::CancelJob(id.parse().map_err(|_| no_such_call())?),
         ["keys"] if get => Route::ListKeys(parameter(query, "provider")?),
         ["keys"] if post => Route::CreateKey,
         ["keys", key] if get => Route::ShowKey(key.to_owned()),
@@ -454,6 +475,25 @@ mod tests {
                 Some(Right::Administer),
             ),
             (
+                Method::POST,
+                "/v1/volumes/v/rekey".into(),
+                Route::Rekey(v),
+                Some(Right::Administer),
+            ),
+            (Method::GET, api::JOBS.to_owned(), Route::ListJobs, None),
+            (
+                Method::GET,
+                "/v1/jobs/7".into(),
+                Route::ShowJob(JobId(7)),
+                None,
+            ),
+            (
+                Method::POST,
+                "/v1/jobs/7/cancel".into(),
+                Route::CancelJob(JobId(7)),
+                Some(Right::Administer),
+            ),
+            (
                 Method::GET,
                 "/v1/keys?provider=local".into(),
                 Route::ListKeys(Some("local".into())),
@@ -488,6 +528,8 @@ mod tests {
             (Method::PUT, "/v1/volumes"),
             (Method::GET, "/v1/volumes/v/attach"),
             (Method::GET, "/v1/volumes/v/map/x"),
+            (Method::GET, "/v1/jobs/x"),
+            (Method::POST, "/v1/jobs/7"),
             (Method::GET, "/v1/keys/%zz"),
             (Method::GET, "/v1/keys/%+1"),
             (Method::GET, "/v1/keys/%ff"),

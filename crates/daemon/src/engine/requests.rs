@@ -31,6 +31,7 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
     let mut intake = Intake::new(&leftover);
     let mut draining = client.export().draining();
     loop {
+        client.export().count_receive();
         let flow = intake.begin_requests(client);
         let sent = client.outbox.send();
         sealvol_crypto::clear_residue();

@@ -61,6 +61,14 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    /// That of what is counted by its bytes alone; none of nothing.
+    pub(crate) fn of_bytes(bytes: u64) -> Option<Self> {
+        (bytes > 0).then_some(Self {
+            operations: 0,
+            bytes,
+        })
+    }
+
     /// None if it is not counted.
     pub(crate) fn of(request: &Request) -> Option<Self> {
         let length = u64::from(request.length);

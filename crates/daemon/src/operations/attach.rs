@@ -193,6 +193,10 @@ impl Daemon {
             sealvol_volume::open(below, top, access).await
         };
         let volume = opened.map_err(Error::volume(name))?;
+        if layers.len() > 1 && volume.layers().len() == 1 {
+            // It was cut over, and the registry did not hear of it.
+            self.record_cut_over(row).await?;
+        }
         self.note_parents(&volume, &layers).await?;
         if let Some(repaired) = volume.repaired() {
             tracing::warn!(volume = %name, repaired, "the superblock was repaired");
@@ -271,6 +275,7 @@ impl Daemon {
         let export = Export::new(name, description, volume, read_only, allow);
         export.limiter.set(row.limits);
         self.exports.insert(Arc::new(export));
+        self.jobs.volume_changed(row.id);
     }
 }
 

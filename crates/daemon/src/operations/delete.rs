@@ -27,6 +27,7 @@ impl Daemon {
         if row.attached.is_some() || self.exports.get(name.as_str()).is_some() {
             return Err(Error::Attached(name));
         }
+        self.check_no_job(&row).await?;
         let count = self.deletable_snapshots(&row).await?;
         if count > 0 && !request.snapshots {
             return Err(Error::HasSnapshots { name, count });

@@ -79,6 +79,18 @@ impl Daemon {
         Ok(())
     }
 
+    /// Closes what a job has opened, commits and wipes its key. The caller has the volume's turn.
+    pub(crate) async fn close_opened(&self, name: &VolumeName) {
+        let Some(volume) = self.jobs.take_opened(name) else {
+            return;
+        };
+        if let Err(error) = close(&volume).await {
+            // Whoever opens it next meets the cause.
+            tracing::error!(volume = %name, %error, "not closed cleanly");
+        }
+        last_reference(name.as_str(), volume).await;
+    }
+
     /// Closes every volume; they stay registered as attached, so the next start attaches them again.
     /// The engine has stopped.
     pub(crate) async fn close_all(&self) {
@@ -113,8 +125,15 @@ async fn close(volume: &Arc<Volume<FileStore>>) -> Result<(), VolumeError> {
 
 /// Waits until nobody holds the volume any more: then its key is wiped and its files are unlocked.
 async fn wiped(name: &str, export: Arc<Export>) {
-    let volume = Arc::downgrade(&export.volume);
+    let volume = Arc::clone(&export.volume);
     drop(export);
+    last_reference(name, volume).await;
+}
+
+async fn last_reference(name: &str, volume: Arc<Volume<FileStore>>) {
+    let last = volume;
+    let volume = Arc::downgrade(&last);
+    drop(last);
     let since = Instant::now();
     while volume.strong_count() > 0 {
         if since.elapsed() > LAST_REFERENCE_WITHIN {

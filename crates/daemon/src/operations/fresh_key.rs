@@ -1,7 +1,7 @@
 //! A new data key for the next top of a volume that exists: generated wrapped, and at work if the volume is attached.
 //!
 //! What always holds: the key service makes it, under the key that the volume is under; of a volume that is not attached nobody
-//! sees it. Where one is needed: at a clone, so that no data key has writable layers in two volumes, and at a re-key.
+//! sees it at a clone. Where one is needed: at a clone, so that no data key has writable layers in two volumes, and at a re-key.
 
 use std::sync::Arc;
 
@@ -26,6 +26,28 @@ impl Daemon {
         row: &VolumeRow,
         key: &KeyRef,
     ) -> Result<FreshKey, Error> {
+        let attached = self.exports.get(row.name.as_str()).is_some();
+        self.make_fresh_key(caller, row, key, attached).await
+    }
+
+    /// One that the key service has given back once, so that a volume can depend on it whose blocks nobody else will have.
+    pub(super) async fn proved_key(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        key: &KeyRef,
+    ) -> Result<FreshKey, Error> {
+        self.keys.check(key)?;
+        self.make_fresh_key(caller, row, key, true).await
+    }
+
+    async fn make_fresh_key(
+        &self,
+        caller: Caller,
+        row: &VolumeRow,
+        key: &KeyRef,
+        unwrapped: bool,
+    ) -> Result<FreshKey, Error> {
         let id = DataKeyId::random();
         let subject = Subject {
             id: row.id,
@@ -34,7 +56,7 @@ impl Daemon {
         };
         let wrapped = self.keys.generate(caller, &subject, key).await?;
         let (by, wrapped) = as_record(id, key, wrapped);
-        let cipher = if self.exports.get(row.name.as_str()).is_some() {
+        let cipher = if unwrapped {
             let memory = self.memory.ready()?;
             let copy = WrappedCopy {
                 subject,

@@ -7,10 +7,13 @@ use futures_util::StreamExt as _;
 use sealvol_control::api::{SnapshotRef, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::Service;
+use sealvol_store::StoreError;
+use sealvol_volume::{VolumeError, destroy_keys};
 
 use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::place::Place;
 use crate::registry::{RowState, VolumeRow};
 use crate::working_state::WorkingState;
 
@@ -32,7 +35,39 @@ impl Daemon {
             }
         }
         self.remove_layers_of_nobody().await?;
+        self.remove_unused_layers().await
+    }
+
+    /// Removes what is left of layers that were made for a cut which never came to pass.
+    async fn remove_unused_layers(&self) -> Result<(), Error> {
+        let found = self.registry.call(|registry| registry.new_layers()).await?;
+        let mut gone = Vec::new();
+        for (layer, backing) in found {
+            let place = Place::of(&backing, layer, &self.state.layers());
+            match self.remove_with_keys(&place).await {
+                Ok(()) => gone.push(layer),
+                Err(error) => {
+                    tracing::warn!(%layer, %error, "files of a layer that was not used stay")
+                }
+            }
+        }
+        self.registry
+            .call(move |registry| registry.forget_new_layers(&gone))
+            .await?;
         Ok(())
+    }
+
+    /// Destroys the wrapped keys in a layer's superblock, those of its whole stack, and then its files. What is gone already is no error.
+    pub(super) async fn remove_with_keys(&self, place: &Place) -> Result<(), VolumeError> {
+        let destroyed = match place.directory() {
+            Ok(directory) => destroy_keys(&directory).await,
+            Err(error) => Err(error.into()),
+        };
+        match destroyed {
+            Ok(()) | Err(VolumeError::Store(StoreError::NotFound { .. })) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(place.remove().await?)
     }
 
     async fn clean_up_one(&self, row: &VolumeRow) -> Result<(), Error> {

@@ -31,10 +31,12 @@ use crate::timestamp;
 
 /// One volume that is to get another top.
 pub(super) struct Cut {
+    /// What the records call it.
+    pub(super) operation: Operation,
     row: VolumeRow,
     /// If it is attached.
     export: Option<Arc<Export>>,
-    top: NewTop,
+    pub(super) top: NewTop,
     /// Of the new top: its own first.
     keys: Vec<WrappedKey>,
     /// The new top's data key at work, if that is new and the volume attached.
@@ -46,7 +48,7 @@ pub(super) struct FreshKey {
     pub(super) id: DataKeyId,
     pub(super) by: WrappedBy,
     pub(super) wrapped: WrappedKey,
-    /// At work, if the volume is attached.
+    /// At work, as far as the key service was asked for it: of an attached volume always.
     pub(super) cipher: Option<Arc<SectorCipher>>,
 }
 
@@ -99,13 +101,16 @@ impl Daemon {
             self.check_snapshot_free(&row, name).await?;
         }
         let (old, mut keys) = (&layers[0], self.wrapped_keys(&row).await?);
-        let same_key = fresh.is_none();
         let (data_key, by, cipher) = match fresh {
             Some(fresh) => {
                 keys.insert(0, fresh.wrapped);
                 (fresh.id, Some(fresh.by), fresh.cipher)
             }
             None => (old.data_key, None, None),
+        };
+        let commitment = match (&by, &cipher) {
+            (None, _) => old.commitment,
+            (Some(_), cipher) => cipher.as_ref().map(|cipher| cipher.commitment()),
         };
         let layer = LayerRow {
             id: LayerId::random(),
@@ -115,10 +120,7 @@ impl Daemon {
             backing,
             data_key,
             sealed: false,
-            commitment: match &cipher {
-                Some(cipher) => Some(cipher.commitment()),
-                None => old.commitment.filter(|_| same_key),
-            },
+            commitment,
             generation: 0,
             bound: false,
             boot: None,
@@ -128,8 +130,11 @@ impl Daemon {
             sealed: old.id,
             snapshot: snapshot.map(|name| (name.name.clone(), name.to_string(), timestamp::now())),
             data_key: by,
+            key: None,
+            job: None,
         };
         Ok(Cut {
+            operation: Operation::Snapshot,
             row,
             export,
             top,
@@ -210,6 +215,10 @@ impl Daemon {
 
     /// The files of the new tops, and the records of what is about to be.
     async fn make_tops(&self, caller: Caller, cuts: &[Cut]) -> Result<(), Error> {
+        let layers: Vec<LayerRow> = cuts.iter().map(|cut| cut.top.layer.clone()).collect();
+        self.registry
+            .call(move |registry| registry.begin_layers(&layers))
+            .await?;
         for cut in cuts {
             let (name, place) = (&cut.row.name, self.place_of(&cut.top.layer));
             let params = LayerParams {
@@ -229,7 +238,7 @@ impl Daemon {
             let record = Record {
                 name: Some(cut.name()),
                 result: format!("ok: layer {sealed} is sealed, layer {top} put on it"),
-                ..about(&cut.row, Operation::Snapshot, caller)
+                ..about(&cut.row, cut.operation, caller)
             };
             let written = self.audit.append(record).await;
             written.map_err(|source| Error::Audit {
@@ -304,7 +313,7 @@ impl Daemon {
             let record = Record {
                 name: Some(cut.name()),
                 result: error.to_string(),
-                ..about(&cut.row, Operation::Snapshot, caller)
+                ..about(&cut.row, cut.operation, caller)
             };
             if let Err(error) = self.audit.append(record).await {
                 tracing::error!(volume = %cut.row.name, %error, "the refusal could not be recorded");
@@ -326,10 +335,21 @@ impl Daemon {
                 return;
             }
         }
+        let mut gone = Vec::new();
         for cut in cuts {
-            if let Err(error) = self.place_of(&cut.top.layer).remove().await {
-                tracing::warn!(volume = %cut.row.name, %error, "files of a layer that was not used stay");
+            match self.remove_with_keys(&self.place_of(&cut.top.layer)).await {
+                Ok(()) => gone.push(cut.top.layer.id),
+                Err(error) => {
+                    tracing::warn!(volume = %cut.row.name, %error, "files of a layer that was not used stay until the next start");
+                }
             }
+        }
+        let forgotten = self
+            .registry
+            .call(move |registry| registry.forget_new_layers(&gone))
+            .await;
+        if let Err(error) = forgotten {
+            tracing::warn!(%error, "the next start looks for files that are gone");
         }
     }
 

@@ -10,7 +10,8 @@ use super::rows::{self, LayerRow};
 
 impl Database {
     /// Layers that nobody asks for any more and that are to be merged with their only child, the lowest ones last. Not those
-    /// on a device, which is what their volume was put on.
+    /// on a device, which is what their volume was put on; nor those that a re-key copies, or copied until it was cancelled:
+    /// a merge would go on with what somebody stopped.
     pub(crate) fn due_merges(&mut self) -> Result<Vec<LayerRow>> {
         self.layers_where(
             "backing <> 'device'
@@ -18,13 +19,17 @@ impl Database {
                   WHERE child.parent = layers.id AND child.id IN (SELECT id FROM needed)) = 1
              AND id NOT IN (SELECT top FROM volumes)
              AND id NOT IN (SELECT layer FROM snapshots WHERE deleted = 0)
+             AND NOT EXISTS (SELECT 1 FROM jobs WHERE (ended IS NULL OR state = 'cancelled') AND instr(work, layers.id) > 0)
              ORDER BY rowid DESC",
         )
     }
 
-    /// Layers that no volume and no snapshot stands on: what a merge leaves.
+    /// Layers that no volume and no snapshot stands on: what a merge leaves. What a job has to destroy is the job's.
     pub(crate) fn layers_of_nobody(&mut self) -> Result<Vec<LayerRow>> {
-        self.layers_where("id NOT IN (SELECT id FROM needed)")
+        self.layers_where(
+            "id NOT IN (SELECT id FROM needed)
+             AND NOT EXISTS (SELECT 1 FROM jobs WHERE ended IS NULL AND instr(work, layers.id) > 0)",
+        )
     }
 
     /// The layer's superblock says that it stands on this one.

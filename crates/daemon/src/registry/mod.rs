@@ -12,7 +12,9 @@
 //! It never holds key bytes, wrapped or not.
 
 mod database;
+mod jobs;
 mod merges;
+mod new_layers;
 mod rows;
 mod schema;
 mod stacks;
@@ -24,6 +26,7 @@ use thiserror::Error;
 use tokio::sync::oneshot;
 
 pub(crate) use database::{Database, NewVolume};
+pub(crate) use jobs::{JobEnd, JobRow, NewJob};
 pub(crate) use rows::{Attached, Backing, LayerRow, RowState, SnapshotRow, VolumeRow, WrappedBy};
 pub(crate) use stacks::NewTop;
 

@@ -188,7 +188,7 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
 }
 
 /// A backing from two columns.
-fn backing(row: &Row<'_>, first: usize) -> rusqlite::Result<Backing> {
+pub(super) fn backing(row: &Row<'_>, first: usize) -> rusqlite::Result<Backing> {
     let path = PathBuf::from(row.get::<_, String>(first + 1)?);
     Ok(match row.get_ref(first)?.as_str()? {
         "device" => Backing::Device(path),
@@ -286,7 +286,7 @@ pub(super) fn signed(number: u64) -> rusqlite::Result<i64> {
     i64::try_from(number).map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))
 }
 
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     u64::try_from(row.get::<_, i64>(column)?).map_err(|error| invalid(column, error))
 }
 
@@ -296,7 +296,7 @@ fn rate(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<u64>> {
     rate.transpose()
 }
 
-fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
+pub(super) fn parsed<T>(row: &Row<'_>, column: usize) -> rusqlite::Result<T>
 where
     T: FromStr<Err: std::error::Error + Send + Sync + 'static>,
 {

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 4;
+pub(super) const VERSION: i64 = 5;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -78,6 +78,30 @@ const STACKS: &str = "
     CREATE UNIQUE INDEX snapshot_names ON snapshots (volume, name) WHERE deleted = 0;
 ";
 
+/// A job stays when its volume is deleted: as a record. A new layer is there while its files are being made.
+const JOBS: &str = "
+    CREATE TABLE new_layers (
+        id           TEXT PRIMARY KEY,
+        backing      TEXT NOT NULL CHECK (backing IN ('state', 'directory', 'device')),
+        backing_path TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE jobs (
+        id           INTEGER PRIMARY KEY AUTOINCREMENT,
+        volume       TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        work         TEXT NOT NULL,
+        state        TEXT NOT NULL CHECK (state IN ('running', 'waiting', 'done', 'failed', 'cancelled')),
+        reason       TEXT,
+        caller       INTEGER NOT NULL,
+        created      TEXT NOT NULL,
+        ended        TEXT,
+        done         INTEGER NOT NULL DEFAULT 0,
+        total        INTEGER NOT NULL DEFAULT 0,
+        result       TEXT
+    ) STRICT;
+    CREATE UNIQUE INDEX one_job_for_a_volume ON jobs (volume) WHERE ended IS NULL;
+";
+
 /// What makes version 2 of version 1.
 const TO_VERSION_2: &str =
     "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
@@ -137,20 +161,24 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
         (0, 0) if tables == 0 => {
             transaction.execute_batch(TABLES)?;
             transaction.execute_batch(STACKS)?;
+            transaction.execute_batch(JOBS)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1..=3) => {
+        (APPLICATION_ID, 1..=4) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
             if version <= 2 {
                 transaction.execute_batch(TO_VERSION_3)?;
             }
-            for step in TO_VERSION_4 {
-                transaction.execute_batch(step)?;
+            if version <= 3 {
+                for step in TO_VERSION_4 {
+                    transaction.execute_batch(step)?;
+                }
             }
+            transaction.execute_batch(JOBS)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

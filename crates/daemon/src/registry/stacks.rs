@@ -12,6 +12,8 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::RegistryError;
 use super::database::{Database, Result, insert_data_key, insert_layer};
+use super::jobs::{NewJob, insert_job};
+use super::new_layers::is_in_use;
 use super::rows::{self, Attached, LayerRow, SnapshotRow, WrappedBy};
 
 /// A layer that is to be the top of a volume, on its present top.
@@ -26,6 +28,10 @@ pub(crate) struct NewTop {
     pub snapshot: Option<(SnapshotName, String, String)>,
     /// What wraps the layer's data key, if that is new.
     pub data_key: Option<WrappedBy>,
+    /// The key that the volume is under from now on, by its name, and the one before; none if that stays.
+    pub key: Option<(KeyRef, KeyRef)>,
+    /// The job that begins with it.
+    pub job: Option<NewJob>,
 }
 
 impl Database {
@@ -135,6 +141,7 @@ impl Database {
         for top in tops {
             let volume = top.layer.volume.to_string();
             insert_layer(&transaction, &top.layer)?;
+            is_in_use(&transaction, top.layer.id)?;
             if let Some(by) = &top.data_key {
                 insert_data_key(&transaction, top.layer.volume, top.layer.data_key, by)?;
             }
@@ -144,9 +151,16 @@ impl Database {
                 params![top.sealed.to_string(), volume],
             )?;
             transaction.execute(
-                "UPDATE volumes SET top = ?2 WHERE id = ?1",
-                params![volume, top.layer.id.to_string()],
+                "UPDATE volumes SET top = ?2, key = coalesce(?3, key) WHERE id = ?1",
+                params![
+                    volume,
+                    top.layer.id.to_string(),
+                    top.key.as_ref().map(|(key, _)| key.to_string()),
+                ],
             )?;
+            if let Some(job) = &top.job {
+                insert_job(&transaction, job)?;
+            }
             let Some((name, full_name, created)) = &top.snapshot else {
                 continue;
             };
@@ -162,14 +176,28 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
-    /// The cut was not made: everything is as before [`Self::put_tops`].
+    /// The cut was not made: everything is as before [`Self::put_tops`], and the files of the new tops are to go.
     pub(crate) fn take_tops_back(&mut self, tops: &[NewTop]) -> Result<()> {
         let transaction = self.connection.transaction()?;
         for top in tops {
             let (layer, sealed) = (top.layer.id.to_string(), top.sealed.to_string());
             transaction.execute(
-                "UPDATE volumes SET top = ?2 WHERE top = ?1",
-                params![layer, sealed],
+                "UPDATE volumes SET top = ?2, key = coalesce(?3, key) WHERE top = ?1",
+                params![
+                    layer,
+                    sealed,
+                    top.key.as_ref().map(|(_, before)| before.to_string()),
+                ],
+            )?;
+            if let Some(job) = &top.job {
+                transaction.execute(
+                    "DELETE FROM jobs WHERE volume = ?1 AND ended IS NULL",
+                    [job.volume.to_string()],
+                )?;
+            }
+            transaction.execute(
+                "INSERT INTO new_layers SELECT id, backing, backing_path FROM layers WHERE id = ?1",
+                [&layer],
             )?;
             transaction.execute("DELETE FROM layers WHERE id = ?1", [layer])?;
             if top.data_key.is_some() {
@@ -225,22 +253,14 @@ impl Database {
 
     /// The layers that only this volume and its snapshots need: they go with it. Volumes that are being deleted need none.
     pub(crate) fn layers_of_none_but(&mut self, volume: VolumeId) -> Result<Vec<LayerRow>> {
-        let sql = "SELECT top, id, state FROM volumes
-                   UNION ALL
-                   SELECT layer, volume, state FROM snapshots JOIN volumes ON volumes.id = volume WHERE deleted = 0";
-        let mut statement = self.connection.prepare(sql)?;
-        let heads = statement.query_map([], |row| {
-            let (top, volume): (String, String) = (row.get(0)?, row.get(1)?);
-            Ok((top, volume, row.get::<_, String>(2)? == "deleting"))
-        })?;
+        let owner = volume.to_string();
         let (mut own, mut others) = (Vec::new(), HashSet::new());
-        for head in heads.collect::<rusqlite::Result<Vec<_>>>()? {
-            let (top, owner, deleting) = head;
-            let Ok(top) = top.parse() else { continue };
-            if owner == volume.to_string() {
-                own.extend(stack(&self.connection, top)?);
-            } else if !deleting {
-                others.extend(stack(&self.connection, top)?.iter().map(|layer| layer.id));
+        for head in heads(&self.connection)? {
+            let layers = stack(&self.connection, head.top)?;
+            if head.owner == owner {
+                own.extend(layers);
+            } else if !head.deleting {
+                others.extend(layers.iter().map(|layer| layer.id));
             }
         }
         own.retain(|layer| others.insert(layer.id));
@@ -248,7 +268,39 @@ impl Database {
     }
 }
 
-fn stack(connection: &Connection, top: LayerId) -> Result<Vec<LayerRow>> {
+/// Something that stands on layers.
+pub(super) struct Head {
+    /// Its newest layer.
+    pub(super) top: LayerId,
+    /// Id of the volume that it is, or is a snapshot of.
+    pub(super) owner: String,
+    /// `VOLUME` or `VOLUME@SNAPSHOT`.
+    pub(super) name: String,
+    /// The volume is being deleted.
+    pub(super) deleting: bool,
+}
+
+/// All volumes, and all snapshots that are not deleted.
+pub(super) fn heads(connection: &Connection) -> Result<Vec<Head>> {
+    let sql = "SELECT top, id, volumes.name, state FROM volumes
+               UNION ALL
+               SELECT layer, volume, volumes.name || '@' || snapshots.name, state
+               FROM snapshots JOIN volumes ON volumes.id = volume WHERE deleted = 0";
+    let mut statement = connection.prepare_cached(sql)?;
+    let rows = statement.query_map([], |row| {
+        Ok(Head {
+            // One that can't be read is an error: what it stands on must not count as nobody's.
+            top: rows::parsed(row, 0)?,
+            owner: row.get(1)?,
+            name: row.get(2)?,
+            deleting: row.get::<_, String>(3)? == "deleting",
+        })
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
+}
+
+/// The layers from one down to the lowest.
+pub(super) fn stack(connection: &Connection, top: LayerId) -> Result<Vec<LayerRow>> {
     let sql = format!("SELECT {} FROM layers WHERE id = ?1", rows::LAYER_COLUMNS);
     let mut statement = connection.prepare_cached(&sql)?;
     let mut layers: Vec<LayerRow> = Vec::new();

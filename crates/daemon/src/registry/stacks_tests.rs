@@ -86,6 +86,8 @@ fn top(new: &NewVolume, sealed: LayerId, snapshot: &str) -> NewTop {
         sealed,
         snapshot: Some(names),
         data_key: None,
+        key: None,
+        job: None,
     }
 }
 

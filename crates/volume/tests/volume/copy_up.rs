@@ -195,7 +195,7 @@ fn a_chunk_waits_for_its_pace_with_nothing_locked() {
     let (copied, paced) = (Arc::clone(&volume), Arc::clone(&pace));
     let part = tower
         .executor
-        .run(async move { copied.copy_up(0, u64::MAX, &*paced).await })
+        .run(async move { copied.copy_up(0..u64::MAX, u64::MAX, &*paced).await })
         .unwrap();
     assert_eq!(part.next, None);
     assert!(part.copied <= pace.0.lock().unwrap().iter().sum());
@@ -215,7 +215,7 @@ fn parts_of_a_volume_are_copied_side_by_side_and_in_bounded_steps() {
         let volume = Arc::clone(&volume);
         tower
             .executor
-            .start(async move { volume.copy_up(from, 3 << 20, &Unpaced).await })
+            .start(async move { volume.copy_up(from..u64::MAX, 3 << 20, &Unpaced).await })
     });
     for (part, from) in parts.iter().zip([0, 100 * MIB]) {
         let done = tower.executor.finish(part).unwrap();
@@ -232,7 +232,7 @@ fn nothing_is_cut_over_while_something_is_left_below() {
     let part = Arc::clone(&volume);
     tower
         .executor
-        .run(async move { part.copy_up(0, 1, &Unpaced).await })
+        .run(async move { part.copy_up(0..u64::MAX, 1, &Unpaced).await })
         .unwrap();
     let cut = tower.cut_over(&volume);
     assert!(
@@ -325,7 +325,7 @@ fn a_write_that_fills_the_last_gap_during_a_cut_over_is_not_relied_on_before_it_
         let (mut tower, id, volume) = rekeyed(seed, UnitSize::B4096);
         for from in [0, 70 * MIB] {
             let part = Arc::clone(&volume);
-            let copied = async move { part.copy_up(from, 1, &Unpaced).await };
+            let copied = async move { part.copy_up(from..u64::MAX, 1, &Unpaced).await };
             tower.executor.run(copied).unwrap();
         }
         let top = tower.stack(id)[2];

@@ -182,7 +182,7 @@ impl Campaign {
                 let (volume, from) = (Arc::clone(volume), random.pick(&[0, 0, 64 << 20]));
                 let most = random.pick(&[1, 1 << 20, u64::MAX]);
                 drop(self.tower.executor.start(async move {
-                    drop(volume.copy_up(from, most, &Unpaced).await);
+                    drop(volume.copy_up(from..u64::MAX, most, &Unpaced).await);
                 }));
             }
             self.tower.executor.steps(random.pick(&[0, 3, 20, 100]));

@@ -245,7 +245,7 @@ impl Tower {
         self.executor.start(async move {
             let (mut copied, mut next) = (0, Some(0));
             while let Some(from) = next {
-                let part = volume.copy_up(from, 2 << 20, &Unpaced).await?;
+                let part = volume.copy_up(from..u64::MAX, 2 << 20, &Unpaced).await?;
                 copied += part.copied;
                 next = part.next;
             }

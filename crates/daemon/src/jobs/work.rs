@@ -1,0 +1,82 @@
+//! What a job is to do, and what of it must outlive the daemon. How far a copy has come is not in it: the volume's map says so.
+
+use std::str::FromStr;
+
+use sealvol_control::api::JobKind;
+use sealvol_volume::{DataKeyId, InvalidId, LayerId};
+use serde::{Deserialize, Serialize};
+
+/// What a job does, by kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub(crate) enum Work {
+    /// `operations/rekey.rs`.
+    Rekey(Rekey),
+}
+
+/// A re-key: of what is below the volume's top, nothing is to be left.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rekey {
+    /// Bytes a second at most.
+    pub rate: Option<u64>,
+    /// It opens the volume by itself while nobody has it attached.
+    pub detached: bool,
+    /// Id of the layer that was the top until then, from which it copies.
+    pub sealed: String,
+    /// The top stands alone, durably: what is left to do is to destroy.
+    pub cut_over: bool,
+    /// Ids of the other data keys that were below it.
+    pub old_keys: Vec<String>,
+    /// Ids of the layers that nobody stands on any more, from the top down.
+    pub to_destroy: Vec<String>,
+}
+
+impl Work {
+    pub(crate) fn kind(&self) -> JobKind {
+        match self {
+            Self::Rekey(_) => JobKind::Rekey,
+        }
+    }
+
+    /// Bytes a second that it is held to.
+    pub(crate) fn rate_max(&self) -> Option<u64> {
+        match self {
+            Self::Rekey(rekey) => rekey.rate,
+        }
+    }
+
+    /// The volume's top stands alone: under these data keys was what lay below, and these layers are nobody's any more.
+    pub(crate) fn has_cut_over(&mut self, old_keys: &[DataKeyId], orphans: &[LayerId]) {
+        match self {
+            Self::Rekey(rekey) => {
+                rekey.cut_over = true;
+                add(&mut rekey.old_keys, old_keys);
+                add(&mut rekey.to_destroy, orphans);
+            }
+        }
+    }
+}
+
+impl Rekey {
+    /// [`Self::old_keys`] as ids.
+    pub(crate) fn old_key_ids(&self) -> Result<Vec<DataKeyId>, InvalidId> {
+        ids(&self.old_keys)
+    }
+
+    /// [`Self::to_destroy`] as ids.
+    pub(crate) fn layers_to_destroy(&self) -> Result<Vec<LayerId>, InvalidId> {
+        ids(&self.to_destroy)
+    }
+}
+
+fn add<T: ToString>(texts: &mut Vec<String>, ids: &[T]) {
+    for text in ids.iter().map(ToString::to_string) {
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+}
+
+fn ids<T: FromStr<Err = InvalidId>>(texts: &[String]) -> Result<Vec<T>, InvalidId> {
+    texts.iter().map(|text| text.parse()).collect()
+}

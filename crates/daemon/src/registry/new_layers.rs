@@ -1,0 +1,48 @@
+//! Layers whose files are being made: written down before the first file is there, so that a start knows what to remove of one
+//! that never came into use. Its superblock holds wrapped keys of the whole stack: left behind, it would outlive their destruction.
+
+use rusqlite::{Transaction, params};
+use sealvol_volume::LayerId;
+
+use super::database::{Database, Result};
+use super::rows::{self, Backing, LayerRow};
+
+impl Database {
+    /// The files of these layers are about to be made.
+    pub(crate) fn begin_layers(&mut self, layers: &[LayerRow]) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        for layer in layers {
+            let (backing, path) = layer.backing.columns();
+            transaction.execute(
+                "INSERT INTO new_layers (id, backing, backing_path) VALUES (?1, ?2, ?3)",
+                params![layer.id.to_string(), backing, path],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// The layers that never came into use, and where their files are, as far as there are any.
+    pub(crate) fn new_layers(&mut self) -> Result<Vec<(LayerId, Backing)>> {
+        let sql = "SELECT id, backing, backing_path FROM new_layers";
+        let mut statement = self.connection.prepare(sql)?;
+        let rows = statement.query_map([], |row| {
+            Ok((rows::parsed(row, 0)?, rows::backing(row, 1)?))
+        })?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Nothing is left of these layers, which never came into use.
+    pub(crate) fn forget_new_layers(&mut self, layers: &[LayerId]) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        for &layer in layers {
+            is_in_use(&transaction, layer)?;
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+/// The layer is registered as one of a stack, or gone.
+pub(super) fn is_in_use(transaction: &Transaction<'_>, layer: LayerId) -> Result<()> {
+    transaction.execute("DELETE FROM new_layers WHERE id = ?1", [layer.to_string()])?;
+    Ok(())
+}
