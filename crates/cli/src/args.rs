@@ -236,6 +236,13 @@ pub(crate) struct Create {
     /// Begin as this snapshot: a clone, there at once, which shares the snapshot's layers
     #[arg(long, value_name = "VOLUME@SNAPSHOT")]
     pub(crate) from_snapshot: Option<SnapshotRef>,
+    /// And copy all that it shares under its own data key, by a job, while it is there already: at
+    /// the end it stands alone
+    #[arg(long, requires = "from_snapshot")]
+    pub(crate) fresh_key: bool,
+    /// Copy so many bytes a second at most, such as 200M; 1M or more
+    #[arg(long, value_name = "RATE", requires = "fresh_key")]
+    pub(crate) rate: Option<Size>,
     /// The key that wraps its data keys, as PROVIDER:KEY [default: local:default, for a clone that
     /// of the snapshot's volume]
     #[arg(long, value_name = "KEYREF")]
@@ -453,6 +460,8 @@ mod tests {
         assert_eq!((create.size.is_none(), create.sector_size), (true, None));
         for wrong in [
             "sealvol volume create v",
+            "sealvol volume create v --size 1G --fresh-key",
+            "sealvol volume create v --from-snapshot w@s --rate 2M",
             "sealvol volume create v --size ten",
             "sealvol volume create v --size 1G --sector-size 1024",
             "sealvol volume create a/b --size 1G",

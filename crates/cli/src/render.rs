@@ -79,6 +79,7 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
     );
     pairs.push(("depth", volume.depth.to_string()));
     pairs.extend(volume.origin.iter().map(|from| ("origin", origin(from))));
+    pairs.extend(volume.job.iter().map(|job| ("job", job.to_string())));
     for layer in &volume.layers {
         pairs.push(("layer", layer_line(layer)));
     }
@@ -132,10 +133,15 @@ pub(crate) fn created(volume: &api::Volume) -> String {
     let size = Size(volume.size);
     let from = volume.origin.as_ref().and_then(|o| o.snapshot.as_ref());
     let from = from.map_or_else(String::new, |from| format!(" from {from}"));
-    format!(
+    let mut text = format!(
         "Volume {} created{from}: {size}, key {} version {}\n",
         volume.name, volume.key, volume.key_version
-    )
+    );
+    if let Some(job) = volume.job {
+        text +=
+            &format!("Job {job} copies what it shares into it; see `sealvol job watch {job}`\n");
+    }
+    text
 }
 
 pub(crate) fn attached(volume: &api::Volume) -> String {

@@ -31,6 +31,7 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
         }],
         depth: 1,
         origin: None,
+        job: None,
     }
 }
 
@@ -182,6 +183,15 @@ fn a_clone_says_what_it_was_made_from() {
         created(&clone),
         "Volume c created from v@monday: 10G, key local:default version 1\n"
     );
+    clone.job = Some(3);
+    assert_eq!(
+        created(&clone),
+        "Volume c created from v@monday: 10G, key local:default version 1\n\
+         Job 3 copies what it shares into it; see `sealvol job watch 3`\n"
+    );
+    let text = volume(&clone);
+    assert!(text.contains("\njob:          3\nlayer:"), "{text}");
+    clone.job = None;
     let line = "\norigin:       snapshot v@monday (layer 9e2f of volume b7a0)\nlayer:";
     let text = volume(&clone);
     assert!(text.contains(line), "{text}");

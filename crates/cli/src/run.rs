@@ -234,6 +234,9 @@ fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
         backing: backing.transpose()?,
         layers_dir: layers_dir.transpose()?,
         from_snapshot: create.from_snapshot,
+        fresh_key: create.fresh_key.then(|| api::FreshKey {
+            rate: create.rate.map(|rate| rate.bytes()),
+        }),
     })
 }
 

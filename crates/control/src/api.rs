@@ -57,7 +57,8 @@ mod rewrap;
 mod snapshots;
 
 pub use jobs::{
-    JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened, RekeyVolume, Rekeyed,
+    FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened, RekeyVolume,
+    Rekeyed,
 };
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
@@ -170,6 +171,9 @@ pub struct CreateVolume {
     /// The snapshot that it begins as: a clone, there at once, since it shares the snapshot's layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_snapshot: Option<SnapshotRef>,
+    /// For a clone: a job copies what it shares under its own data key, so that it comes to stand alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fresh_key: Option<FreshKey>,
 }
 
 /// Ask to attach a volume: unwrap its key and export it.
@@ -399,6 +403,9 @@ pub struct Volume {
     /// Present while it is a clone: what the layers that it does not own come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
+    /// Number of the job that works on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<u64>,
 }
 
 /// What a clone was made from.

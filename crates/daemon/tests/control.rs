@@ -141,6 +141,7 @@ async fn a_creation_that_fails_leaves_nothing() {
         backing: None,
         layers_dir: None,
         from_snapshot: None,
+        fresh_key: None,
     };
     for _ in 0..2 {
         let error = client
@@ -177,6 +178,7 @@ async fn requests_are_refused_before_a_key_is_used() {
         backing: None,
         layers_dir: None,
         from_snapshot: None,
+        fresh_key: None,
     };
     let key = |text: &str| Some(text.to_owned());
     for (request, expected) in [
@@ -197,6 +199,7 @@ async fn requests_are_refused_before_a_key_is_used() {
         (
             api::CreateVolume {
                 from_snapshot: "none@s".parse().ok(),
+                fresh_key: None,
                 ..good.clone()
             },
             ErrorKind::NotFound,
@@ -365,6 +368,7 @@ async fn each_right_opens_its_own_calls_only() {
         backing: None,
         layers_dir: None,
         from_snapshot: None,
+        fresh_key: None,
     };
     let refused = [
         client.create_volume(&create).await.expect_err("create"),

@@ -24,6 +24,15 @@ pub struct RekeyVolume {
     pub rate: Option<u64>,
 }
 
+/// Ask to have all that a clone shares copied into it, under its own data key, by a [`Job`] of kind [`JobKind::Rekey`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreshKey {
+    /// Bytes that are copied a second at most, [`JOB_RATE_MIN`] or more; as many as possible if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
 /// The states of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

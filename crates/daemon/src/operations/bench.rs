@@ -47,6 +47,7 @@ impl Daemon {
             backing: None,
             layers_dir: None,
             from_snapshot: None,
+            fresh_key: None,
         };
         let _turn = self.turn(&create.name).await;
         let new = self.check_create(caller, &create).await?;

@@ -1,4 +1,5 @@
-//! `volume create --from-snapshot`: a volume that begins as a snapshot holds, there at once; no data is copied.
+//! `volume create --from-snapshot`: a volume that begins as a snapshot holds, there at once; no data is copied, or all of it
+//! behind it, by a job (`--fresh-key`).
 //!
 //! ```text
 //!   registry: creating ─▶ key service: a new data key for the clone, the inherited ones wrapped for the clone
@@ -10,9 +11,11 @@
 //!   now on into what the clone reads. The source has its new top before the clone exists;
 //! - layers are shared, keys are not: the clone's own top carries its own copy of every data key that it inherits, wrapped for
 //!   the clone's id by the key service. Nobody sees one. So it needs nothing of its source any more;
+//! - the job that copies begins in the step of the registry that makes the clone available: they are both there, or neither;
 //! - whatever fails or is cut short leaves no clone, and the source with all that it had.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use sealvol_control::api::{self, SnapshotRef};
 use sealvol_control::keychild::Right;
@@ -22,14 +25,16 @@ use sealvol_volume::{DataKeyId, WrappedKey};
 use super::attach::is_recorded;
 use super::context;
 use super::create::as_record;
+use super::rekey::check_rate;
 use super::snapshot::{Cut, LAYERS_MAX};
 use super::stack::wrapped_copy;
 use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
+use crate::jobs::{Rekey, Work};
 use crate::keys::Subject;
 use crate::place::Place;
-use crate::registry::{LayerRow, NewVolume, VolumeRow, WrappedBy};
+use crate::registry::{LayerRow, NewJob, NewVolume, VolumeRow, WrappedBy};
 use crate::rights::Caller;
 
 /// What a clone begins as.
@@ -42,11 +47,13 @@ struct Source<'a> {
 
 impl Daemon {
     pub(super) async fn clone_volume(
-        &self,
+        self: &Arc<Self>,
         caller: Caller,
         request: api::CreateVolume,
         snapshot: &SnapshotRef,
     ) -> Result<api::Volume, Error> {
+        let fresh_key = request.fresh_key.clone();
+        check_rate(fresh_key.as_ref().and_then(|fresh| fresh.rate))?;
         // In the order of their names, as everybody who takes several.
         let mut names = vec![&request.name, &snapshot.volume];
         names.sort();
@@ -75,10 +82,18 @@ impl Daemon {
         match self.make_clone(caller, &new, &place, &source).await {
             Ok(keys) => {
                 let id = new.id;
-                self.registry
-                    .call(move |registry| registry.finish_create(id, &keys))
+                let job = fresh_key.map(|fresh| copy_job(caller, &new, &source, &fresh));
+                let begun = self
+                    .registry
+                    .call(move |registry| {
+                        registry.finish_clone(id, &keys, job.as_ref())?;
+                        registry.job_of(id)
+                    })
                     .await?;
                 tracing::info!(volume = %new.name, id = %new.id, from = %snapshot, "cloned");
+                if let Some(job) = &begun {
+                    self.work_on(job);
+                }
                 self.show_volume(&new.name).await
             }
             Err(error) => {
@@ -240,5 +255,31 @@ impl Daemon {
             path: self.audit.path().to_owned(),
             source,
         })
+    }
+}
+
+/// The job that copies what a clone shares into it: its top has a data key of its own already, so nothing is to be cut.
+fn copy_job(caller: Caller, new: &NewVolume, source: &Source<'_>, fresh: &api::FreshKey) -> NewJob {
+    let mut old_keys: Vec<String> = Vec::new();
+    for layer in &source.layers {
+        let key = layer.data_key.to_string();
+        if !old_keys.contains(&key) {
+            old_keys.push(key);
+        }
+    }
+    NewJob {
+        volume: new.id,
+        name: new.name.clone(),
+        work: Work::Rekey(Rekey {
+            rate: fresh.rate,
+            // Nobody has it attached, and it is not to wait until somebody has.
+            detached: true,
+            sealed: source.layers[0].id.to_string(),
+            old_keys,
+            ..Rekey::default()
+        }),
+        total: 0,
+        by: caller.uid,
+        created: new.created.clone(),
     }
 }

@@ -5,6 +5,7 @@
 //! start is undone; so is what fails on the way.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
@@ -23,12 +24,16 @@ use crate::timestamp;
 
 impl Daemon {
     pub(crate) async fn create_volume(
-        &self,
+        self: &Arc<Self>,
         caller: Caller,
         request: api::CreateVolume,
     ) -> Result<api::Volume, Error> {
         if let Some(snapshot) = request.from_snapshot.clone() {
             return self.clone_volume(caller, request, &snapshot).await;
+        }
+        if request.fresh_key.is_some() {
+            let cause = "a fresh key is for clones: it names no snapshot to begin as";
+            return Err(Error::BadRequest(cause.to_owned()));
         }
         let _turn = self.turn(&request.name).await;
         let new = self.check_create(caller, &request).await?;

@@ -39,13 +39,7 @@ impl Daemon {
         name: VolumeName,
         request: api::RekeyVolume,
     ) -> Result<api::Job, Error> {
-        if let Some(rate) = request.rate.filter(|&rate| rate < api::JOB_RATE_MIN) {
-            let cause = format!(
-                "a rate of {rate} is below {} bytes a second",
-                api::JOB_RATE_MIN
-            );
-            return Err(Error::BadRequest(cause));
-        }
+        check_rate(request.rate)?;
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
         if let Some(job) = self.unfinished_job(&row).await? {
@@ -270,5 +264,16 @@ impl Daemon {
             .await?;
         tracing::info!(volume = %row.name, layers = orphans.len(), "it stands alone; layers below that nobody needs");
         Ok(())
+    }
+}
+
+/// Refuses a rate that a job, which works in pieces, can't keep.
+pub(super) fn check_rate(rate: Option<u64>) -> Result<(), Error> {
+    match rate.filter(|&rate| rate < api::JOB_RATE_MIN) {
+        None => Ok(()),
+        Some(rate) => Err(Error::BadRequest(format!(
+            "a rate of {rate} is below {} bytes a second",
+            api::JOB_RATE_MIN
+        ))),
     }
 }

@@ -173,6 +173,7 @@ impl Daemon {
             depth: layers.len(),
             layers,
             origin: parts.origin,
+            job: parts.job,
             name: row.name,
         }
     }
@@ -237,6 +238,8 @@ struct Parts {
     data_keys: HashMap<DataKeyId, WrappedBy>,
     snapshots: Vec<SnapshotRow>,
     origin: Option<api::Origin>,
+    /// Number of the one that has not ended.
+    job: Option<u64>,
 }
 
 fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Parts, RegistryError> {
@@ -255,6 +258,7 @@ fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Part
         layers,
         data_keys: registry.data_keys(volume)?,
         snapshots: registry.snapshots(volume)?,
+        job: registry.job_of(volume)?.map(|job| job.id.0),
     })
 }
 

@@ -8,6 +8,7 @@ use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
+use super::jobs::{NewJob, insert_job};
 use super::rows::{self, Attached, Backing, LayerRow, VolumeRow, WrappedBy, signed};
 use super::{RegistryError, schema};
 use crate::limits::Limits;
@@ -127,6 +128,16 @@ impl Database {
         volume: VolumeId,
         keys: &[(DataKeyId, WrappedBy)],
     ) -> Result<()> {
+        self.finish_clone(volume, keys, None)
+    }
+
+    /// [`Self::finish_create`], and in the same step the job begins that copies what the volume shares into it.
+    pub(crate) fn finish_clone(
+        &mut self,
+        volume: VolumeId,
+        keys: &[(DataKeyId, WrappedBy)],
+        job: Option<&NewJob>,
+    ) -> Result<()> {
         let transaction = self.connection.transaction()?;
         for (data_key, by) in keys {
             insert_data_key(&transaction, volume, *data_key, by)?;
@@ -135,6 +146,9 @@ impl Database {
             "UPDATE volumes SET state = 'available' WHERE id = ?1",
             [volume.to_string()],
         )?;
+        if let Some(job) = job {
+            insert_job(&transaction, job)?;
+        }
         Ok(transaction.commit()?)
     }
 

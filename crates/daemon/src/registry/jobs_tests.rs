@@ -5,7 +5,7 @@ use sealvol_crypto::UnitSize;
 
 use super::*;
 use crate::jobs::Rekey;
-use crate::registry::{Backing, NewTop, NewVolume, WrappedBy};
+use crate::registry::{Backing, NewTop, NewVolume, RowState, WrappedBy};
 
 struct Fixture {
     folder: tempfile::TempDir,
@@ -52,6 +52,13 @@ impl Fixture {
         let tops = std::slice::from_ref(&top);
         self.database.put_tops(tops).expect("put");
         top
+    }
+
+    /// A volume that is re-keyed.
+    fn with_job(&mut self, name: &str) -> NewVolume {
+        let volume = self.volume(name);
+        self.rekey(&volume, volume.layer);
+        volume
     }
 
     fn key_of(&mut self, volume: &NewVolume) -> String {
@@ -116,6 +123,42 @@ fn end(state: JobState) -> JobEnd {
         result: (state == JobState::Done).then_some(result),
         at: "2026-02-03T04:05:07Z".into(),
     }
+}
+
+#[test]
+fn a_clone_is_there_with_the_job_that_copies_or_not_at_all() {
+    let mut fixture = Fixture::new();
+    let source = fixture.volume("v");
+    let clone = NewVolume {
+        id: VolumeId::random(),
+        name: "c".parse().expect("a name"),
+        layer: LayerId::random(),
+        parent: Some(source.layer),
+        data_key: DataKeyId::random(),
+        ..source.clone()
+    };
+    fixture.database.begin_create(&clone).expect("registered");
+    let keys = [(clone.data_key, by()), (source.data_key, by())];
+    let job = top(&clone, source.layer).job.expect("a job");
+    // What can't begin: a volume that has one already.
+    let taken = NewJob {
+        volume: fixture.with_job("w").id,
+        ..job.clone()
+    };
+    let refused = fixture.database.finish_clone(clone.id, &keys, Some(&taken));
+    refused.expect_err("a second job of a volume");
+    let mut fixture = fixture.reopened();
+    let row = fixture.database.volume(&clone.name).expect("read");
+    assert_eq!(row.expect("registered").state, RowState::Creating);
+    let found = fixture.database.data_keys(clone.id).expect("read");
+    assert!(found.is_empty(), "nothing of that step stays");
+    let begun = fixture.database.finish_clone(clone.id, &keys, Some(&job));
+    begun.expect("made");
+    let mut fixture = fixture.reopened();
+    let row = fixture.database.volume(&clone.name).expect("read");
+    assert_eq!(row.expect("registered").state, RowState::Available);
+    let found = fixture.database.job_of(clone.id).expect("read");
+    assert_eq!(found.map(|job| job.name), Some(clone.name));
 }
 
 #[test]
