@@ -25,8 +25,10 @@ const PARTS_MAX: usize = 64;
 const SEND_REPLIES: usize = 8;
 /// so many bytes are sent without waiting for the rest of their batch.
 const SEND_BYTES: usize = 64 * 1024;
-/// While more than this waits for the client, no more read data is made.
-const AHEAD_MAX: usize = 256 * 1024;
+/// While more than this waits for the client, no more read data is made. A Unix socket that was full takes bytes again when
+/// three quarters of it are empty: with less to send then, worker and client wait for each other by turns. Measured, 1 MiB reads at
+/// depth 8 on one connection against 256 KiB: 512 KiB 1.0, 1 MiB 1.1 to 1.2, 2 MiB 1.05, 4 MiB 1.02 times as fast; alike on four.
+const AHEAD_MAX: usize = 1 << 20;
 
 /// The replies of one connection that were not sent yet.
 pub(crate) struct Outbox {
