@@ -283,12 +283,38 @@ pub(crate) enum Snapshot {
         #[arg(long)]
         extents: bool,
     },
+    /// Copy a snapshot, under its key or another one, into a new volume that needs nothing of the source
+    ///
+    /// Under the key that wraps the snapshot's data keys the two share layers: the copy is there at
+    /// once, and no data moves. Under another one, of any provider, a job encrypts every block again
+    /// under a data key of the copy's own; the new volume can't be attached before it has ended.
+    /// The source stays as it is, and may be deleted.
+    Copy(Copy),
     /// Delete a snapshot that is not attached
     Delete {
         /// Its name
         #[arg(value_name = "VOLUME@SNAPSHOT")]
         name: SnapshotRef,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// The snapshot to be copied
+    #[arg(value_name = "VOLUME@SNAPSHOT")]
+    pub(crate) name: SnapshotRef,
+    /// The copy: a snapshot of a volume that is not there yet
+    #[arg(value_name = "NEW@SNAPSHOT")]
+    pub(crate) to: SnapshotRef,
+    /// The key that wraps the copy's data keys, as PROVIDER:KEY [default: that of the source's volume]
+    #[arg(long, value_name = "KEYREF")]
+    pub(crate) key: Option<String>,
+    /// Copy so many bytes a second at most, such as 200M; 1M or more
+    #[arg(long, value_name = "RATE")]
+    pub(crate) rate: Option<Size>,
+    /// Watch the job, if there is one, until it has ended, as `job watch` does
+    #[arg(long)]
+    pub(crate) wait: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -40,7 +40,7 @@ pub(crate) async fn rekey(
 }
 
 /// Tells how a job goes on until it has ended.
-async fn watch(client: &Client, print: &Printer, id: u64) -> Result<(), CommandError> {
+pub(crate) async fn watch(client: &Client, print: &Printer, id: u64) -> Result<(), CommandError> {
     let screen = Screen::new(print);
     let mut interrupted = pin!(tokio::signal::ctrl_c());
     let mut told = None;
@@ -172,16 +172,27 @@ fn begun(job: &api::Job) -> String {
 }
 
 fn cancelled(job: &api::Job) -> String {
-    format!("Job {} is {}\n", job.id, job.state)
+    let left = job.reason.as_ref();
+    let left = left.map_or_else(String::new, |left| format!(": {left}"));
+    format!("Job {} is {}{left}\n", job.id, job.state)
 }
 
 /// The last word about a job.
 fn done(job: &api::Job) -> String {
     let mut text = format!("Job {} is {}\n", job.id, job.state);
-    if let Some(api::JobResult::Rekey(rekeyed)) = &job.result {
-        text.push_str(&rekeyed_text(&job.volume, rekeyed));
-    }
+    text.push_str(&result_text(job));
     text
+}
+
+fn result_text(job: &api::Job) -> String {
+    match &job.result {
+        Some(api::JobResult::Rekey(rekeyed)) => rekeyed_text(&job.volume, rekeyed),
+        Some(api::JobResult::SnapshotCopy(copied)) => format!(
+            "Snapshot {} is there, under data key {}; it has nothing of its source\n",
+            copied.snapshot, copied.data_key
+        ),
+        None => String::new(),
+    }
 }
 
 fn rekeyed_text(volume: &VolumeName, rekeyed: &api::Rekeyed) -> String {
@@ -256,9 +267,7 @@ fn show(job: &api::Job) -> String {
         .map(|rate| ("at most", format!("{}/s", Size(rate))));
     pairs.extend(limit);
     let mut text = fields(&pairs);
-    if let Some(api::JobResult::Rekey(rekeyed)) = &job.result {
-        text.push_str(&rekeyed_text(&job.volume, rekeyed));
-    }
+    text.push_str(&result_text(job));
     text
 }
 
@@ -268,10 +277,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const BAR: u64 = 30;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn job() -> api::Job {
+    pub(crate) fn job() -> api::Job {
         api::Job {
             id: 7,
             kind: api::JobKind::Rekey,
@@ -350,5 +359,14 @@ mod tests {
                web@monday  (data key 2222)\n"
         );
         assert!(done(&ended).starts_with("Job 7 is done\nVolume web"));
+        ended.result = Some(api::JobResult::SnapshotCopy(api::Copied {
+            snapshot: "web@monday".to_owned(),
+            data_key: "1111".to_owned(),
+            source_data_keys: vec!["2222".to_owned()],
+        }));
+        assert_eq!(
+            done(&ended),
+            "Job 7 is done\nSnapshot web@monday is there, under data key 1111; it has nothing of its source\n"
+        );
     }
 }

@@ -5,7 +5,8 @@ use sealvol_control::client::Client;
 use sealvol_control::size::Size;
 use serde::Serialize;
 
-use crate::args::{Attach, Snapshot};
+use crate::args::{Attach, Copy, Snapshot};
+use crate::jobs;
 use crate::render::{size_with_bytes, uids};
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
@@ -37,7 +38,21 @@ pub(crate) async fn run(
                 format!("{}\n{}", show(&shown.snapshot), changes(&shown.changes))
             })
         }
+        Snapshot::Copy(options) => copy(client, print, options).await,
         Snapshot::Delete { name } => print.answer(&client.delete_snapshot(&name).await?, deleted),
+    }
+}
+
+async fn copy(client: &Client, print: &Printer, options: Copy) -> Result<(), CommandError> {
+    let request = api::CopySnapshot {
+        to: options.to,
+        key: options.key,
+        rate: options.rate.map(Size::bytes),
+    };
+    let copy = client.copy_snapshot(&options.name, &request).await?;
+    match &copy.job {
+        Some(job) if options.wait => jobs::watch(client, print, job.id).await,
+        _ => print.answer(&copy, copied),
     }
 }
 
@@ -146,6 +161,17 @@ fn show(snapshot: &api::Snapshot) -> String {
     fields(&pairs)
 }
 
+fn copied(copy: &api::SnapshotCopy) -> String {
+    let (from, to, key) = (&copy.from, &copy.to, &copy.key);
+    match &copy.job {
+        Some(job) => format!(
+            "Job {0}: {from} is copied to {to}, under key {key}. Watch it with `sealvol job watch {0}`\n",
+            job.id
+        ),
+        None => format!("Snapshot {to} is there, under key {key}: it shares layers with {from}\n"),
+    }
+}
+
 fn changes(changes: &api::SnapshotChanges) -> String {
     let rows: Vec<_> = changes
         .extents
@@ -227,6 +253,26 @@ mod tests {
              layer:      0d0c\n\
              depth:      2\n\
              previous:   web@monday\n"
+        );
+    }
+
+    #[test]
+    fn a_copy_is_there_or_a_job_is_told() {
+        let mut copy = api::SnapshotCopy {
+            from: "web@monday".parse().expect("a name"),
+            to: "safe@monday".parse().expect("a name"),
+            key: "local:safe".to_owned(),
+            job: None,
+            snapshot: Some(snapshot("safe@monday")),
+        };
+        assert_eq!(
+            copied(&copy),
+            "Snapshot safe@monday is there, under key local:safe: it shares layers with web@monday\n"
+        );
+        copy.job = Some(jobs::tests::job());
+        assert_eq!(
+            copied(&copy),
+            "Job 7: web@monday is copied to safe@monday, under key local:safe. Watch it with `sealvol job watch 7`\n"
         );
     }
 

@@ -25,6 +25,7 @@
 //! | `DELETE /v1/snapshots/V@S`        |                   | [`SnapshotDeleted`] | administer |
 //! | `POST /v1/snapshots/V@S/attach`   | [`AttachSnapshot`] | [`Snapshot`]   | attach     |
 //! | `POST /v1/snapshots/V@S/detach`   | [`DetachVolume`]  | [`Snapshot`]    | attach     |
+//! | `POST /v1/snapshots/V@S/copy`     | [`CopySnapshot`]  | [`SnapshotCopy`] | create    |
 //! | `GET /v1/snapshots/V@S/changes[?offset=N]` |          | [`SnapshotChanges`] | administer |
 //! | `POST /v1/volumes/NAME/rekey`     | [`RekeyVolume`]   | [`Job`]         | administer |
 //! | `GET /v1/jobs`                    |                   | [`JobList`]     | any        |
@@ -57,13 +58,14 @@ mod rewrap;
 mod snapshots;
 
 pub use jobs::{
-    FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened, RekeyVolume,
-    Rekeyed,
+    Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
+    RekeyVolume, Rekeyed,
 };
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
-    AttachSnapshot, BadSnapshotName, ChangedExtent, CreateSnapshots, DeletedLayer, Snapshot,
-    SnapshotChanges, SnapshotDeleted, SnapshotList, SnapshotName, SnapshotRef, SnapshotState,
+    AttachSnapshot, BadSnapshotName, ChangedExtent, CopySnapshot, CreateSnapshots, DeletedLayer,
+    Snapshot, SnapshotChanges, SnapshotCopy, SnapshotDeleted, SnapshotList, SnapshotName,
+    SnapshotRef, SnapshotState,
 };
 
 /// Path of [`Status`].

@@ -308,6 +308,16 @@ impl Client {
             .await
     }
 
+    /// Copies a snapshot into a new volume.
+    pub async fn copy_snapshot(
+        &self,
+        name: &SnapshotRef,
+        request: &api::CopySnapshot,
+    ) -> Result<api::SnapshotCopy, ClientError> {
+        self.send(Method::POST, &snapshot_path(name, "/copy"), request)
+            .await
+    }
+
     /// Deletes a snapshot.
     pub async fn delete_snapshot(
         &self,

@@ -64,6 +64,8 @@ pub(crate) enum Operation {
     Attach,
     /// A volume was made that stands on layers of another one.
     Clone,
+    /// A snapshot is copied into a new volume, or is.
+    CopySnapshot,
     /// A key-encryption key was made.
     CreateKey,
     /// A part of a volume's map is damaged or tampered with, and its range answers with errors.

@@ -74,12 +74,15 @@ impl fmt::Display for JobState {
 pub enum JobKind {
     /// See [`RekeyVolume`].
     Rekey,
+    /// See [`super::CopySnapshot`].
+    SnapshotCopy,
 }
 
 impl fmt::Display for JobKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Rekey => "rekey",
+            Self::SnapshotCopy => "snapshot-copy",
         })
     }
 }
@@ -95,7 +98,7 @@ pub struct Job {
     pub volume: VolumeName,
     /// See [`JobState`].
     pub state: JobState,
-    /// Why it waits or has failed.
+    /// Why it waits or has failed; of one that was cancelled, what is left of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// User id that asked for it.
@@ -126,6 +129,19 @@ pub struct Job {
 pub enum JobResult {
     /// Of a [`JobKind::Rekey`].
     Rekey(Rekeyed),
+    /// Of a [`JobKind::SnapshotCopy`].
+    SnapshotCopy(Copied),
+}
+
+/// A snapshot that was copied under another key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// The copy, `VOLUME@SNAPSHOT`.
+    pub snapshot: String,
+    /// UUID of its data key, which nothing else is under.
+    pub data_key: String,
+    /// UUIDs of the data keys of its source: it holds no wrapped copy of them any more.
+    pub source_data_keys: Vec<String>,
 }
 
 /// A volume that is under another data key.

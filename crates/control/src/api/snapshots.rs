@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Attachment, BadVolumeName, VolumeName};
+use super::{Attachment, BadVolumeName, Job, VolumeName};
 
 /// The name of a snapshot among those of its volume, by the same rule as [`VolumeName`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -109,6 +109,40 @@ impl fmt::Display for SnapshotRef {
 pub struct CreateSnapshots {
     /// At most one of each volume.
     pub snapshots: Vec<SnapshotRef>,
+}
+
+/// Ask for a copy of a snapshot: a new volume that holds what the snapshot holds, and a snapshot of it. Nothing of the source
+/// changes. Under the key that the source is under the two share layers, and no data moves; under another one a [`Job`] of kind
+/// [`super::JobKind::SnapshotCopy`] encrypts every block again, under a data key of its own, and makes the snapshot at its end.
+/// Until then the new volume can't be attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CopySnapshot {
+    /// The snapshot to be, of a volume that is not there yet.
+    pub to: SnapshotRef,
+    /// `PROVIDER:KEY` that wraps the copy's data keys, of any provider; that of the source's volume if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Bytes that are copied a second at most, [`super::JOB_RATE_MIN`] or more; as many as possible if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+}
+
+/// What became of a [`CopySnapshot`]: the job that copies, or the snapshot, if no data moves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotCopy {
+    /// What is copied.
+    pub from: SnapshotRef,
+    /// The copy.
+    pub to: SnapshotRef,
+    /// `PROVIDER:KEY` that wraps its data keys.
+    pub key: String,
+    /// At its end the copy is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<Job>,
+    /// The copy, there at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Snapshot>,
 }
 
 /// Ask to export a snapshot, read-only.

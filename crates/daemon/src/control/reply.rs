@@ -210,7 +210,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::NoRoom { .. } => "Make room there; nothing was written of them",
         Error::NoSuchClone { .. } => "Leave the option out: a clone has what its snapshot has",
         Error::OtherProvider { .. } => {
-            "Name a key of the same provider; data moves to another provider's key only by being copied"
+            "Name a key of the same provider, or have the data copied: `sealvol snapshot copy`, or `volume create --fresh-key`"
         }
         Error::NotAdoptable { .. } => {
             "Name the directory of a volume's layer as it was made, and the key that wrapped its data key"

@@ -45,6 +45,7 @@ enum Route {
     AttachSnapshot(SnapshotRef),
     DetachSnapshot(SnapshotRef),
     SnapshotChanges(SnapshotRef, u64),
+    CopySnapshot(SnapshotRef),
     Rekey(VolumeName),
     ListJobs,
     ShowJob(JobId),
@@ -67,7 +68,9 @@ impl Route {
             | Self::ShowJob(_)
             | Self::ListKeys(_)
             | Self::ShowKey(_) => None,
-            Self::CreateVolume | Self::CreateSnapshots => Some(Right::Create),
+            Self::CreateVolume | Self::CreateSnapshots | Self::CopySnapshot(_) => {
+                Some(Right::Create)
+            }
             Self::Attach(_)
             | Self::Detach(_)
             | Self::AttachSnapshot(_)
@@ -180,6 +183,9 @@ async fn carry_out(
         Route::SnapshotChanges(name, offset) => {
             json(&daemon.snapshot_changes(&name, offset).await?)
         }
+        Route::CopySnapshot(name) => {
+            json(&daemon.copy_snapshot(caller, name, message(body)?).await?)
+        }
         Route::Rekey(name) => json(
             &daemon
                 .rekey_volume(caller, name, message_or_default(body)?)
@@ -237,6 +243,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["snapshots", name] if delete => Route::DeleteSnapshot(name.parse()?),
         ["snapshots", name, "attach"] if post => Route::AttachSnapshot(name.parse()?),
         ["snapshots", name, "detach"] if post => Route::DetachSnapshot(name.parse()?),
+        ["snapshots", name, "copy"] if post => Route::CopySnapshot(name.parse()?),
         ["snapshots", name, "changes"] if get => {
             Route::SnapshotChanges(name.parse()?, offset(query)?)
         }
@@ -467,6 +474,12 @@ mod tests {
                 "/v1/snapshots/v@s/detach".into(),
                 Route::DetachSnapshot(snapshot()),
                 Some(Right::Attach),
+            ),
+            (
+                Method::POST,
+                "/v1/snapshots/v@s/copy".into(),
+                Route::CopySnapshot(snapshot()),
+                Some(Right::Create),
             ),
             (
                 Method::GET,

@@ -90,7 +90,8 @@ impl Daemon {
         let _leave = self.leave().await?;
         let row = self.job_row(job.id).await?;
         if job.is_cancelled() && self.may_be_cancelled(&row) {
-            self.end(job, JobState::Cancelled, None, None).await?;
+            let left = what_is_left(&row);
+            self.end(job, JobState::Cancelled, left, None).await?;
             return Ok(Outcome::Ended);
         }
         let step = match &row.work {
@@ -196,6 +197,16 @@ impl Daemon {
             tracing::warn!(job = %id, %error, "how far it has come could not be recorded");
         }
     }
+}
+
+/// What a job leaves that is cancelled, if somebody has to see to it.
+fn what_is_left(row: &JobRow) -> Option<String> {
+    let snapshot = row.work.then_snapshot()?;
+    let name = &row.name;
+    Some(format!(
+        "snapshot {name}@{snapshot} was not made; volume {name} is left, a clone that shares layers with its source. \
+         Delete it with `sealvol volume delete {name}`, or use it as it is"
+    ))
 }
 
 enum Outcome {

@@ -29,11 +29,15 @@ pub(crate) struct Rekey {
     pub old_keys: Vec<String>,
     /// Ids of the layers that nobody stands on any more, from the top down.
     pub to_destroy: Vec<String>,
+    /// It is the copy of a snapshot: at its end the volume gets a snapshot of this name, and nobody uses it before.
+    #[serde(default)]
+    pub then_snapshot: Option<String>,
 }
 
 impl Work {
     pub(crate) fn kind(&self) -> JobKind {
         match self {
+            Self::Rekey(rekey) if rekey.then_snapshot.is_some() => JobKind::SnapshotCopy,
             Self::Rekey(_) => JobKind::Rekey,
         }
     }
@@ -42,6 +46,13 @@ impl Work {
     pub(crate) fn rate_max(&self) -> Option<u64> {
         match self {
             Self::Rekey(rekey) => rekey.rate,
+        }
+    }
+
+    /// The snapshot that the volume gets at the end, and nobody uses the volume before.
+    pub(crate) fn then_snapshot(&self) -> Option<&str> {
+        match self {
+            Self::Rekey(rekey) => rekey.then_snapshot.as_deref(),
         }
     }
 

@@ -34,6 +34,7 @@ impl Daemon {
     ) -> Result<api::Volume, Error> {
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
+        self.check_not_being_copied(&row).await?;
         if self.exports.get(name.as_str()).is_some() {
             return Err(Error::Attached(name));
         }

@@ -11,6 +11,8 @@
 //!   now on into what the clone reads. The source has its new top before the clone exists;
 //! - layers are shared, keys are not: the clone's own top carries its own copy of every data key that it inherits, wrapped for
 //!   the clone's id by the key service. Nobody sees one. So it needs nothing of its source any more;
+//! - a clone that a job brings to stand alone has them only until then, wrapped by what wraps them for the source: its own
+//!   key, which may be of another provider, never opens what the source is under;
 //! - the job that copies begins in the step of the registry that makes the clone available: they are both there, or neither;
 //! - whatever fails or is cut short leaves no clone, and the source with all that it had.
 
@@ -32,7 +34,7 @@ use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::jobs::{Rekey, Work};
-use crate::keys::Subject;
+use crate::keys::{Subject, WrappedCopy};
 use crate::place::Place;
 use crate::registry::{LayerRow, NewJob, NewVolume, VolumeRow, WrappedBy};
 use crate::rights::Caller;
@@ -45,15 +47,23 @@ struct Source<'a> {
     layers: Vec<LayerRow>,
 }
 
+/// What a clone that is the copy of a snapshot gets beside.
+pub(super) struct CopyOf {
+    /// The copy, a snapshot of the clone.
+    pub(super) to: SnapshotRef,
+    /// Bytes a second at most, if its blocks are copied.
+    pub(super) rate: Option<u64>,
+}
+
 impl Daemon {
     pub(super) async fn clone_volume(
         self: &Arc<Self>,
         caller: Caller,
         request: api::CreateVolume,
         snapshot: &SnapshotRef,
+        copy: Option<CopyOf>,
     ) -> Result<api::Volume, Error> {
-        let fresh_key = request.fresh_key.clone();
-        check_rate(fresh_key.as_ref().and_then(|fresh| fresh.rate))?;
+        let mut fresh_key = request.fresh_key.clone();
         // In the order of their names, as everybody who takes several.
         let mut names = vec![&request.name, &snapshot.volume];
         names.sort();
@@ -69,6 +79,14 @@ impl Daemon {
             row,
             layers,
         };
+        if let Some(copy) = &copy
+            && !self
+                .may_share(&source.row, &source.layers, request.key.as_deref())
+                .await?
+        {
+            fresh_key = Some(api::FreshKey { rate: copy.rate });
+        }
+        check_rate(fresh_key.as_ref().and_then(|fresh| fresh.rate))?;
         let request = self.complete(request, &source)?;
         let new = NewVolume {
             parent: Some(found.layer),
@@ -79,14 +97,24 @@ impl Daemon {
             .call(move |registry| registry.begin_create(&registered))
             .await?;
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
-        match self.make_clone(caller, &new, &place, &source).await {
+        let job = fresh_key.map(|fresh| copy_job(caller, &new, &source, &fresh, copy.as_ref()));
+        let for_a_while = job.is_some();
+        let at_once = copy.as_ref().filter(|_| !for_a_while);
+        let made = self.make_clone(caller, &new, &place, &source, for_a_while);
+        let made = match made.await {
             Ok(keys) => {
+                let tops = self.snapshot_clone(caller, &new, at_once).await;
+                tops.map(|tops| (keys, tops))
+            }
+            Err(error) => Err(error),
+        };
+        match made {
+            Ok((keys, tops)) => {
                 let id = new.id;
-                let job = fresh_key.map(|fresh| copy_job(caller, &new, &source, &fresh));
                 let begun = self
                     .registry
                     .call(move |registry| {
-                        registry.finish_clone(id, &keys, job.as_ref())?;
+                        registry.finish_clone(id, &keys, job.as_ref(), &tops)?;
                         registry.job_of(id)
                     })
                     .await?;
@@ -160,10 +188,12 @@ impl Daemon {
         new: &NewVolume,
         place: &Place,
         source: &Source<'_>,
+        for_a_while: bool,
     ) -> Result<Vec<(DataKeyId, WrappedBy)>, Error> {
         let (by, own) = self.own_key(caller, new).await?;
         let (mut keys, mut records) = (vec![(new.data_key, by)], vec![own]);
-        for (by, record) in self.inherited_keys(caller, new, source).await? {
+        let inherited = self.inherited_keys(caller, new, source, for_a_while);
+        for (by, record) in inherited.await? {
             keys.push((record.data_key, by));
             records.push(record);
         }
@@ -180,12 +210,14 @@ impl Daemon {
         Ok(keys)
     }
 
-    /// A copy of each data key of the snapshot, wrapped for the clone.
+    /// A copy of each data key of the snapshot, wrapped for the clone: by its key, or, if a job is to make them superfluous, by
+    /// what wraps them for the source. So the clone's key may be of any provider then, and never opens what the source is under.
     async fn inherited_keys(
         &self,
         caller: Caller,
         new: &NewVolume,
         source: &Source<'_>,
+        for_a_while: bool,
     ) -> Result<Vec<(WrappedBy, WrappedKey)>, Error> {
         let wrapped = self.wrapped_keys(&source.row).await?;
         let id = source.row.id;
@@ -206,14 +238,26 @@ impl Daemon {
             };
             copies.push((from, to));
         }
-        let rewrapped = self
-            .keys
-            .rewrap_all(Right::Create, caller, &copies, &new.key)
-            .await?;
-        let records = ids.into_iter().zip(rewrapped);
-        Ok(records
-            .map(|(id, wrapped)| as_record(id, &new.key, wrapped))
-            .collect())
+        let mut records = Vec::with_capacity(ids.len());
+        // One batch for all of them that have the same key.
+        let mut from = 0;
+        while from < copies.len() {
+            let under = if for_a_while {
+                copies[from].0.key.clone()
+            } else {
+                new.key.clone()
+            };
+            let same = |(copy, _): &&(WrappedCopy, Subject)| !for_a_while || copy.key == under;
+            let to = from + copies[from..].iter().take_while(same).count();
+            let rewrapped = self
+                .keys
+                .rewrap_all(Right::Create, caller, &copies[from..to], &under)
+                .await?;
+            let of_batch = ids[from..to].iter().zip(rewrapped);
+            records.extend(of_batch.map(|(&id, wrapped)| as_record(id, &under, wrapped)));
+            from = to;
+        }
+        Ok(records)
     }
 
     /// The new top that the source needs if it writes under a data key that the clone inherits.
@@ -259,7 +303,13 @@ impl Daemon {
 }
 
 /// The job that copies what a clone shares into it: its top has a data key of its own already, so nothing is to be cut.
-fn copy_job(caller: Caller, new: &NewVolume, source: &Source<'_>, fresh: &api::FreshKey) -> NewJob {
+fn copy_job(
+    caller: Caller,
+    new: &NewVolume,
+    source: &Source<'_>,
+    fresh: &api::FreshKey,
+    copy: Option<&CopyOf>,
+) -> NewJob {
     let mut old_keys: Vec<String> = Vec::new();
     for layer in &source.layers {
         let key = layer.data_key.to_string();
@@ -276,6 +326,7 @@ fn copy_job(caller: Caller, new: &NewVolume, source: &Source<'_>, fresh: &api::F
             detached: true,
             sealed: source.layers[0].id.to_string(),
             old_keys,
+            then_snapshot: copy.map(|copy| copy.to.name.to_string()),
             ..Rekey::default()
         }),
         total: 0,

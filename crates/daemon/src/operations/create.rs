@@ -29,7 +29,7 @@ impl Daemon {
         request: api::CreateVolume,
     ) -> Result<api::Volume, Error> {
         if let Some(snapshot) = request.from_snapshot.clone() {
-            return self.clone_volume(caller, request, &snapshot).await;
+            return self.clone_volume(caller, request, &snapshot, None).await;
         }
         if request.fresh_key.is_some() {
             let cause = "a fresh key is for clones: it names no snapshot to begin as";

@@ -7,6 +7,7 @@ mod adopt;
 mod attach;
 mod bench;
 mod clone;
+mod copy;
 mod create;
 mod delete;
 mod detach;

@@ -180,7 +180,7 @@ impl Daemon {
     }
 
     /// The volume that a job works on: exported, or opened for it.
-    async fn volume_of_job(
+    pub(super) async fn volume_of_job(
         &self,
         job: &Job,
         work: &Rekey,

@@ -8,11 +8,9 @@
 //! - each step may be done again: whatever stopped it, the next one begins with the first.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use sealvol_control::api;
-use sealvol_store::FileStore;
-use sealvol_volume::{DataKeyId, InvalidId, Volume, WrappedKey, replace_keys};
+use sealvol_volume::{DataKeyId, InvalidId, WrappedKey, replace_keys};
 
 use super::pins;
 use super::stack::about;
@@ -31,7 +29,7 @@ impl Daemon {
         work: &Rekey,
         row: &VolumeRow,
     ) -> Result<Step, Error> {
-        let _no_merge = self.merges.hold().await;
+        let no_merge = self.merges.hold().await;
         let internal = |error: InvalidId| Error::Internal(error.to_string());
         let old_keys = work.old_key_ids().map_err(internal)?;
         let orphans = work.layers_to_destroy().map_err(internal)?;
@@ -52,12 +50,21 @@ impl Daemon {
         for layer in &layers {
             self.destroy_layer(row, layer).await?;
         }
-        let result = api::JobResult::Rekey(api::Rekeyed {
-            data_key: top.data_key.to_string(),
-            old_data_keys: work.old_keys.clone(),
-            layers_removed: work.to_destroy.len(),
-            old_keys_open: opened,
-        });
+        drop(no_merge);
+        let data_key = top.data_key.to_string();
+        let result = match self.fix_copy(job, work, row).await? {
+            Some(snapshot) => api::JobResult::SnapshotCopy(api::Copied {
+                snapshot,
+                data_key,
+                source_data_keys: work.old_keys.clone(),
+            }),
+            None => api::JobResult::Rekey(api::Rekeyed {
+                data_key,
+                old_data_keys: work.old_keys.clone(),
+                layers_removed: work.to_destroy.len(),
+                old_keys_open: opened,
+            }),
+        };
         let (job, gone) = (
             job.id,
             layers.iter().map(|layer| layer.id).collect::<Vec<_>>(),
@@ -116,10 +123,7 @@ impl Daemon {
         needed: &HashSet<DataKeyId>,
     ) -> Result<(), Error> {
         let volume = self.open_by_anybody(row);
-        let wrapped = match &volume {
-            Some(volume) => volume.top().wrapped_keys().await,
-            None => self.wrapped_keys(row).await?,
-        };
+        let wrapped = self.wrapped_keys(row).await?;
         let count = wrapped.len();
         let kept: Vec<WrappedKey> = wrapped
             .into_iter()
@@ -137,14 +141,6 @@ impl Daemon {
             }
         };
         replaced.map_err(Error::volume(&row.name))
-    }
-
-    /// The volume, if it is exported or a job has opened it.
-    fn open_by_anybody(&self, row: &VolumeRow) -> Option<Arc<Volume<FileStore>>> {
-        let export = self.exports.get(row.name.as_str());
-        export
-            .map(|export| Arc::clone(&export.volume))
-            .or_else(|| self.jobs.opened(&row.name))
     }
 
     /// Destroys the wrapped keys of a layer, and then its files. What is gone already is no error.

@@ -20,6 +20,7 @@ impl Daemon {
     ) -> Result<api::Volume, Error> {
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
+        self.check_not_being_copied(&row).await?;
         let size = request.size;
         check_size(size).map_err(Error::volume(&name))?;
         if size < row.size {

@@ -54,6 +54,7 @@ impl Daemon {
         // What is merged meanwhile would be missed by name.
         let _steady = self.merges.steady().await;
         let row = self.registered(&name).await?;
+        self.check_not_being_copied(&row).await?;
         let key = match &request.key {
             Some(key) => key.parse()?,
             None => row.key.clone(),

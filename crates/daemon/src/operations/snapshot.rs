@@ -34,8 +34,8 @@ pub(super) struct Cut {
     /// What the records call it.
     pub(super) operation: Operation,
     row: VolumeRow,
-    /// If it is attached.
-    export: Option<Arc<Export>>,
+    /// If it is attached, or a job has it open.
+    open: Option<Arc<Volume<FileStore>>>,
     pub(super) top: NewTop,
     /// Of the new top: its own first.
     keys: Vec<WrappedKey>,
@@ -77,6 +77,7 @@ impl Daemon {
         let mut cuts = Vec::new();
         for name in &names {
             let row = self.registered(&name.volume).await?;
+            self.check_not_being_copied(&row).await?;
             cuts.push(self.plan_cut(row, Some(name), None).await?);
         }
         self.cut(caller, cuts).await?;
@@ -94,7 +95,7 @@ impl Daemon {
         snapshot: Option<&SnapshotRef>,
         fresh: Option<FreshKey>,
     ) -> Result<Cut, Error> {
-        let export = self.exports.get(row.name.as_str());
+        let open = self.open_by_anybody(&row);
         let layers = self.stack(&row, row.top).await?;
         let backing = self.check_place_for_top(&row, &layers)?;
         if let Some(name) = snapshot {
@@ -136,7 +137,7 @@ impl Daemon {
         Ok(Cut {
             operation: Operation::Snapshot,
             row,
-            export,
+            open,
             top,
             keys,
             cipher,
@@ -214,7 +215,7 @@ impl Daemon {
     }
 
     /// The files of the new tops, and the records of what is about to be.
-    async fn make_tops(&self, caller: Caller, cuts: &[Cut]) -> Result<(), Error> {
+    pub(super) async fn make_tops(&self, caller: Caller, cuts: &[Cut]) -> Result<(), Error> {
         let layers: Vec<LayerRow> = cuts.iter().map(|cut| cut.top.layer.clone()).collect();
         self.registry
             .call(move |registry| registry.begin_layers(&layers))
@@ -249,7 +250,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Registers the new tops and makes the cut, of those volumes that are attached.
+    /// Registers the new tops and makes the cut, of those volumes that are open.
     async fn switch(&self, cuts: &[Cut]) -> Result<(), (Error, Registered)> {
         let tops: Vec<NewTop> = cuts.iter().map(|cut| cut.top.clone()).collect();
         self.registry
@@ -258,10 +259,10 @@ impl Daemon {
             .map_err(|error| (error.into(), Registered::No))?;
         let mut attached: Vec<(Arc<Volume<FileStore>>, LayerParts<FileStore>)> = Vec::new();
         for cut in cuts {
-            let Some(export) = &cut.export else { continue };
-            let parts = self.top_parts(cut, export).await;
+            let Some(volume) = &cut.open else { continue };
+            let parts = self.top_parts(cut, volume).await;
             let parts = parts.map_err(|error| (error, Registered::Yes))?;
-            attached.push((Arc::clone(&export.volume), parts));
+            attached.push((Arc::clone(volume), parts));
         }
         let result = snapshot_all(attached).await;
         let was_cut = self.share_sealed(cuts).await;
@@ -277,7 +278,11 @@ impl Daemon {
     }
 
     /// What the new top of an attached volume is opened with.
-    async fn top_parts(&self, cut: &Cut, export: &Export) -> Result<LayerParts<FileStore>, Error> {
+    async fn top_parts(
+        &self,
+        cut: &Cut,
+        volume: &Volume<FileStore>,
+    ) -> Result<LayerParts<FileStore>, Error> {
         let attached = cut.row.attached.as_ref();
         let opening = Opening {
             caller: Self::itself(),
@@ -289,7 +294,7 @@ impl Daemon {
         let layer = &cut.top.layer;
         let files = self.open_files(opening, layer, Access::Writable).await?;
         let cipher = cut.cipher.clone();
-        let cipher = cipher.unwrap_or_else(|| export.volume.top().cipher());
+        let cipher = cipher.unwrap_or_else(|| volume.top().cipher());
         Ok(self.parts(opening, layer, files, &cipher))
     }
 
@@ -298,8 +303,8 @@ impl Daemon {
         let mut open = self.open_layers.lock().await;
         let mut was_cut = false;
         for cut in cuts {
-            let Some(export) = &cut.export else { continue };
-            let layers = export.volume.layers();
+            let Some(volume) = &cut.open else { continue };
+            let layers = volume.layers();
             if layers[0].id() == cut.top.layer.id {
                 open.insert(layers[1].id(), Arc::downgrade(&layers[1]));
                 was_cut = true;
@@ -322,7 +327,7 @@ impl Daemon {
     }
 
     /// Everything as it was before.
-    async fn undo(&self, cuts: &[Cut], registered: Registered) {
+    pub(super) async fn undo(&self, cuts: &[Cut], registered: Registered) {
         if registered == Registered::Yes {
             let tops: Vec<NewTop> = cuts.iter().map(|cut| cut.top.clone()).collect();
             let taken_back = self
@@ -393,7 +398,7 @@ impl Cut {
 
 /// How far new tops have come.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Registered {
+pub(super) enum Registered {
     No,
     Yes,
     /// Volumes write to them: they stay, whatever failed after that.
@@ -403,9 +408,9 @@ enum Registered {
 /// The volume that a failed cut is told of: the first that has lost data, or the first at all.
 fn failed_name(cuts: &[Cut]) -> &VolumeName {
     let lost = |cut: &&Cut| {
-        cut.export
+        cut.open
             .as_ref()
-            .is_some_and(|export| export.volume.failed().is_some())
+            .is_some_and(|volume| volume.failed().is_some())
     };
     let cut = cuts.iter().find(lost).unwrap_or(&cuts[0]);
     &cut.row.name

@@ -17,8 +17,8 @@ use sealvol_control::key_ref::KeyRef;
 use sealvol_crypto::{SectorCipher, VolumeKey};
 use sealvol_store::{Access, Caching, FileStore, Store as _};
 use sealvol_volume::{
-    DataKeyId, Layer, LayerId, LayerParts, VolumeError, WrappedKey, finish_sealing, open_sealed,
-    read_keys,
+    DataKeyId, Layer, LayerId, LayerParts, Volume, VolumeError, WrappedKey, finish_sealing,
+    open_sealed, read_keys,
 };
 
 use super::{context, pins};
@@ -74,9 +74,9 @@ impl Daemon {
     /// The wrapped keys that the top of a volume carries: those of its whole stack. They are what the store says; unwrapping
     /// under the registry's context is what proves them.
     pub(super) async fn wrapped_keys(&self, row: &VolumeRow) -> Result<Vec<WrappedKey>, Error> {
-        // Its files are locked by this daemon while it is attached.
-        if let Some(export) = self.exports.get(row.name.as_str()) {
-            return Ok(export.volume.top().wrapped_keys().await);
+        // Its files are locked by this daemon while it is open.
+        if let Some(volume) = self.open_by_anybody(row) {
+            return Ok(volume.top().wrapped_keys().await);
         }
         let layers = self.stack(row, row.top).await?;
         let files = self
@@ -87,6 +87,14 @@ impl Daemon {
         read_keys(&files.meta)
             .await
             .map_err(Error::volume(&row.name))
+    }
+
+    /// The volume, if it is exported or a job has opened it.
+    pub(super) fn open_by_anybody(&self, row: &VolumeRow) -> Option<Arc<Volume<FileStore>>> {
+        let export = self.exports.get(row.name.as_str());
+        export
+            .map(|export| Arc::clone(&export.volume))
+            .or_else(|| self.jobs.opened(&row.name))
     }
 
     /// Unwraps every data key of a stack into locked memory and expands it, if it is the pinned one.

@@ -10,6 +10,7 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::jobs::{NewJob, insert_job};
 use super::rows::{self, Attached, Backing, LayerRow, VolumeRow, WrappedBy, signed};
+use super::stacks::{NewTop, put_tops};
 use super::{RegistryError, schema};
 use crate::limits::Limits;
 use crate::working_state::BootId;
@@ -128,15 +129,17 @@ impl Database {
         volume: VolumeId,
         keys: &[(DataKeyId, WrappedBy)],
     ) -> Result<()> {
-        self.finish_clone(volume, keys, None)
+        self.finish_clone(volume, keys, None, &[])
     }
 
-    /// [`Self::finish_create`], and in the same step the job begins that copies what the volume shares into it.
+    /// [`Self::finish_create`], and in the same step the job begins that copies what the volume shares into it, and further
+    /// tops are put on it.
     pub(crate) fn finish_clone(
         &mut self,
         volume: VolumeId,
         keys: &[(DataKeyId, WrappedBy)],
         job: Option<&NewJob>,
+        tops: &[NewTop],
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
         for (data_key, by) in keys {
@@ -149,6 +152,7 @@ impl Database {
         if let Some(job) = job {
             insert_job(&transaction, job)?;
         }
+        put_tops(&transaction, tops)?;
         Ok(transaction.commit()?)
     }
 

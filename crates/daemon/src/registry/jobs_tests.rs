@@ -145,14 +145,18 @@ fn a_clone_is_there_with_the_job_that_copies_or_not_at_all() {
         volume: fixture.with_job("w").id,
         ..job.clone()
     };
-    let refused = fixture.database.finish_clone(clone.id, &keys, Some(&taken));
+    let refused = fixture
+        .database
+        .finish_clone(clone.id, &keys, Some(&taken), &[]);
     refused.expect_err("a second job of a volume");
     let mut fixture = fixture.reopened();
     let row = fixture.database.volume(&clone.name).expect("read");
     assert_eq!(row.expect("registered").state, RowState::Creating);
     let found = fixture.database.data_keys(clone.id).expect("read");
     assert!(found.is_empty(), "nothing of that step stays");
-    let begun = fixture.database.finish_clone(clone.id, &keys, Some(&job));
+    let begun = fixture
+        .database
+        .finish_clone(clone.id, &keys, Some(&job), &[]);
     begun.expect("made");
     let mut fixture = fixture.reopened();
     let row = fixture.database.volume(&clone.name).expect("read");

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, Transaction, params};
 use sealvol_control::api::{SnapshotName, SnapshotRef, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_volume::{DataKeyId, LayerId, VolumeId};
@@ -138,41 +138,7 @@ impl Database {
     /// the new one on it, whether or not the cut was made.
     pub(crate) fn put_tops(&mut self, tops: &[NewTop]) -> Result<()> {
         let transaction = self.connection.transaction()?;
-        for top in tops {
-            let volume = top.layer.volume.to_string();
-            insert_layer(&transaction, &top.layer)?;
-            is_in_use(&transaction, top.layer.id)?;
-            if let Some(by) = &top.data_key {
-                insert_data_key(&transaction, top.layer.volume, top.layer.data_key, by)?;
-            }
-            // A grow that nobody with the key has seen is part of what is sealed.
-            transaction.execute(
-                "UPDATE layers SET size = (SELECT size FROM volumes WHERE id = ?2) WHERE id = ?1",
-                params![top.sealed.to_string(), volume],
-            )?;
-            transaction.execute(
-                "UPDATE volumes SET top = ?2, key = coalesce(?3, key) WHERE id = ?1",
-                params![
-                    volume,
-                    top.layer.id.to_string(),
-                    top.key.as_ref().map(|(key, _)| key.to_string()),
-                ],
-            )?;
-            if let Some(job) = &top.job {
-                insert_job(&transaction, job)?;
-            }
-            let Some((name, full_name, created)) = &top.snapshot else {
-                continue;
-            };
-            let inserted = transaction.execute(
-                "INSERT INTO snapshots (layer, volume, name, created) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (volume, name) WHERE deleted = 0 DO NOTHING",
-                params![top.sealed.to_string(), volume, name.as_str(), created],
-            )?;
-            if inserted == 0 {
-                return Err(RegistryError::SnapshotTaken(full_name.clone()));
-            }
-        }
+        put_tops(&transaction, tops)?;
         Ok(transaction.commit()?)
     }
 
@@ -266,6 +232,46 @@ impl Database {
         own.retain(|layer| others.insert(layer.id));
         Ok(own)
     }
+}
+
+/// [`Database::put_tops`], as a part of another step.
+pub(super) fn put_tops(transaction: &Transaction<'_>, tops: &[NewTop]) -> Result<()> {
+    for top in tops {
+        let volume = top.layer.volume.to_string();
+        insert_layer(transaction, &top.layer)?;
+        is_in_use(transaction, top.layer.id)?;
+        if let Some(by) = &top.data_key {
+            insert_data_key(transaction, top.layer.volume, top.layer.data_key, by)?;
+        }
+        // A grow that nobody with the key has seen is part of what is sealed.
+        transaction.execute(
+            "UPDATE layers SET size = (SELECT size FROM volumes WHERE id = ?2) WHERE id = ?1",
+            params![top.sealed.to_string(), volume],
+        )?;
+        transaction.execute(
+            "UPDATE volumes SET top = ?2, key = coalesce(?3, key) WHERE id = ?1",
+            params![
+                volume,
+                top.layer.id.to_string(),
+                top.key.as_ref().map(|(key, _)| key.to_string()),
+            ],
+        )?;
+        if let Some(job) = &top.job {
+            insert_job(transaction, job)?;
+        }
+        let Some((name, full_name, created)) = &top.snapshot else {
+            continue;
+        };
+        let inserted = transaction.execute(
+            "INSERT INTO snapshots (layer, volume, name, created) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (volume, name) WHERE deleted = 0 DO NOTHING",
+            params![top.sealed.to_string(), volume, name.as_str(), created],
+        )?;
+        if inserted == 0 {
+            return Err(RegistryError::SnapshotTaken(full_name.clone()));
+        }
+    }
+    Ok(())
 }
 
 /// Something that stands on layers.
