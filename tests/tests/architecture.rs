@@ -8,7 +8,8 @@ use std::process::Command;
 use serde_json::Value;
 
 /// Our crates and the ones of ours that each may import, for any kind of dependency.
-const IMPORTS: [(&str, &[&str]); 9] = [
+const IMPORTS: [(&str, &[&str]); 10] = [
+    ("sealvol-audit", &[]),
     ("sealvol-crypto", &[]),
     ("sealvol-store", &[]),
     ("sealvol-nbd", &[]),
@@ -18,6 +19,7 @@ const IMPORTS: [(&str, &[&str]); 9] = [
     (
         "sealvol-daemon",
         &[
+            "sealvol-audit",
             "sealvol-control",
             "sealvol-crypto",
             "sealvol-nbd",
@@ -25,7 +27,7 @@ const IMPORTS: [(&str, &[&str]); 9] = [
             "sealvol-volume",
         ],
     ),
-    ("sealvol-cli", &["sealvol-control"]),
+    ("sealvol-cli", &["sealvol-audit", "sealvol-control"]),
     ("sealvol-tests", &[]),
 ];
 

@@ -1,10 +1,11 @@
 //! `sealvol`: the command line of sealvol.
 //!
 //! It turns words into calls of the control API and answers into text or JSON. It depends on
-//! `sealvol-control` alone: it cannot hold a key, open a volume, or map an error to anything but the
+//! `sealvol-control` and `sealvol-audit` alone: it cannot hold a data key, open a volume, or map an error to anything but the
 //! exit code that the API names.
 
 mod args;
+mod audit;
 mod flatten;
 mod jobs;
 mod render;

@@ -304,6 +304,7 @@ pub(crate) fn status(status: &api::Status) -> String {
         ("state directory", status.state_dir.display().to_string()),
         ("listening", status.listening.join(" ")),
         ("key memory", protection),
+        ("audit log", audit_log(&status.audit)),
         ("self-test", selftest_result(&status.selftest)),
         (
             "volumes",
@@ -317,6 +318,17 @@ pub(crate) fn status(status: &api::Status) -> String {
     let failures = status.failures.iter();
     pairs.extend(failures.map(|f| ("failure", format!("{}: {}", f.subject, f.message))));
     fields(&pairs)
+}
+
+fn audit_log(audit: &api::AuditStatus) -> String {
+    let head = match &audit.head {
+        Some(head) => format!("last record {head}"),
+        None => "no record yet".to_owned(),
+    };
+    match &audit.verification_key {
+        Some(path) => format!("{head}; move {} to another machine", path.display()),
+        None => head,
+    }
 }
 
 pub(crate) fn selftest(report: &api::SelfTest) -> String {

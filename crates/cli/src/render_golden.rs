@@ -269,6 +269,11 @@ fn status_names_protection_and_failures() {
         started: "2026-02-03T04:05:06Z".into(),
         state_dir: "/var/lib/sealvol".into(),
         listening: vec!["nbd+unix:///?socket=/run/sealvol/nbd.sock".into()],
+        audit: api::AuditStatus {
+            log: "/var/lib/sealvol/audit.log".into(),
+            head: Some("7:c0ffee".into()),
+            verification_key: Some("/var/lib/sealvol/audit.verification-key".into()),
+        },
         key_memory: api::KeyMemoryStatus {
             protection: "secretmem".into(),
             locked_bytes: 65536,
@@ -296,6 +301,7 @@ started:          2026-02-03T04:05:06Z
 state directory:  /var/lib/sealvol
 listening:        nbd+unix:///?socket=/run/sealvol/nbd.sock
 key memory:       secretmem, 2 keys in 64K locked
+audit log:        last record 7:c0ffee; move /var/lib/sealvol/audit.verification-key to another machine
 self-test:        passed (2 tests)
 volumes:          1 attached, 3 available
 failure:          database: key disabled

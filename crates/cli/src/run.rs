@@ -10,7 +10,8 @@ use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{Adopt, Attach, Cli, Create, Exported, Key, Limit, Noun, Volume};
+use crate::args::{Adopt, Attach, Audit, Cli, Create, Exported, Key, Limit, Noun, Volume};
+use crate::audit::{self, AuditError};
 use crate::flatten::{self, Progress};
 use crate::jobs;
 use crate::render::{self, bench};
@@ -19,6 +20,12 @@ use crate::{rewrap, snapshot};
 /// Why a command did not do what it says.
 #[derive(Debug, Error)]
 pub(crate) enum CommandError {
+    /// A log was not checked.
+    #[error("audit: {0}")]
+    Audit(#[from] AuditError),
+    /// A log is not as the daemon wrote it.
+    #[error("audit: {0} findings: this log is not as the daemon wrote it")]
+    AuditFindings(usize),
     /// The daemon did not, or could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -79,6 +86,7 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
         Noun::Snapshot(verb) => snapshot::run(&client, &print, verb).await,
         Noun::Job(verb) => jobs::run(&client, &print, verb).await,
         Noun::Key(verb) => key(&client, &print, verb).await,
+        Noun::Audit(Audit::Verify(options)) => audit::verify(&client, &print, options).await,
         Noun::Status => print.answer(&client.status().await?, render::status),
         Noun::Selftest => {
             let report = client.selftest().await?;
@@ -276,6 +284,11 @@ impl Printer {
 fn report(error: &CommandError, json: bool) -> ExitCode {
     let (kind, next_step) = match error {
         CommandError::Client(error) => (error.kind(), error.next_step()),
+        CommandError::Audit(_) => (ErrorKind::Failed, None),
+        CommandError::AuditFindings(_) => (
+            ErrorKind::Refused,
+            Some("Keep it, and compare it with copies from elsewhere".to_owned()),
+        ),
         CommandError::NotAll { kind, .. } => (
             *kind,
             Some("Run it again when what kept them from it is mended".to_owned()),

@@ -45,7 +45,6 @@
 
 pub mod bench;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -56,6 +55,7 @@ use thiserror::Error;
 mod jobs;
 mod rewrap;
 mod snapshots;
+mod status;
 
 pub use jobs::{
     Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
@@ -67,6 +67,7 @@ pub use snapshots::{
     Snapshot, SnapshotChanges, SnapshotCopy, SnapshotDeleted, SnapshotList, SnapshotName,
     SnapshotRef, SnapshotState,
 };
+pub use status::{AuditStatus, Failure, KeyMemoryStatus, SelfTest, Status};
 
 /// Path of [`Status`].
 pub const STATUS: &str = "/v1/status";
@@ -517,66 +518,6 @@ pub struct Key {
 pub struct KeyList {
     /// Sorted by reference.
     pub keys: Vec<Key>,
-}
-
-/// The known-answer tests of every algorithm in use.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SelfTest {
-    /// All of them passed.
-    pub passed: bool,
-    /// What was tested, in order.
-    pub tests: Vec<String>,
-    /// The one that failed, and how.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-}
-
-/// How the daemon is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// Of the daemon.
-    pub version: String,
-    /// Its process id.
-    pub pid: u32,
-    /// `ready`, or `error` when the self-tests failed and nothing is served.
-    pub state: String,
-    /// When it started.
-    pub started: String,
-    /// State directory.
-    pub state_dir: PathBuf,
-    /// Sockets that NBD clients may connect to, as URIs without an export name.
-    pub listening: Vec<String>,
-    /// The protection of key memory in force (`secretmem`, `mlock`), or why there is none.
-    pub key_memory: KeyMemoryStatus,
-    /// See [`SelfTest`].
-    pub selftest: SelfTest,
-    /// How many volumes there are, by state.
-    pub volumes: BTreeMap<String, usize>,
-    /// What went wrong and waits for the operator.
-    pub failures: Vec<Failure>,
-}
-
-/// Memory that holds keys.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyMemoryStatus {
-    /// `secretmem`, `mlock`, or `none`.
-    pub protection: String,
-    /// Bytes locked now.
-    pub locked_bytes: usize,
-    /// Keys held now.
-    pub keys: usize,
-    /// Why there is no protection, and what to change.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<String>,
-}
-
-/// Something that waits for the operator.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// What it is about: a volume's name, or a part of the daemon.
-    pub subject: String,
-    /// What happened, and the next step.
-    pub message: String,
 }
 
 /// What kind of failure a request met; each is one HTTP status and one exit code of `sealvol`.

@@ -257,6 +257,7 @@ impl Keys {
             });
             let record = Record {
                 key_version: unwrapped.as_ref().ok().copied(),
+                protection: Some(memory.protection().to_string()),
                 ..record(Operation::Unwrap, caller, &copy.subject, &copy.key)
             };
             let recorded = self.record(record, unwrapped).await;

@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::args::Args;
-use crate::audit::Audit;
+use crate::audit::{Audit, AuditError};
 use crate::config::{Config, ConfigError};
 use crate::daemon::{Daemon, Parts};
 use crate::engine::{Engine, Socket};
@@ -41,6 +41,9 @@ pub enum RunError {
     /// The process cannot be protected.
     #[error(transparent)]
     Harden(#[from] HardenError),
+    /// The audit log cannot be gone on with.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The configuration cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -80,7 +83,8 @@ impl RunError {
             | Self::Listen(ListenError::OpenDirectory(_) | ListenError::PlaintextTcp(_))
             | Self::Registry(RegistryError::NewerSchema { .. } | RegistryError::Foreign(_)) => 3,
             Self::Config(_) | Self::Listen(ListenError::Uri(..)) | Self::Passphrase(..) => 2,
-            Self::Harden(_)
+            Self::Audit(_)
+            | Self::Harden(_)
             | Self::Listen(_)
             | Self::Recover(_)
             | Self::Registry(_)
@@ -138,7 +142,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
     let exports = Arc::new(Exports::new());
     let engine = Engine::start(config.workers, &exports).map_err(system("its worker threads"))?;
     let engine = Arc::new(engine);
-    let audit = Audit::new(state.audit_log());
+    let audit = Audit::open(state.path())?;
     let parts = Parts {
         keys: Keys::new(&config, passphrase, audit.clone()),
         config,

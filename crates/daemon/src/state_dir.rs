@@ -3,7 +3,7 @@
 //! ```text
 //! lock           flock by the running daemon; holds its process id
 //! registry.db    volumes and layers
-//! audit.log      one JSON line for each use of a key
+//! audit.*        one JSON line for each use of a key, and the keys of their chain
 //! keys/          the embedded key service
 //! layers/ID/     meta and data of one layer
 //! ```
@@ -84,11 +84,6 @@ impl StateDir {
     /// The registry's file.
     pub(crate) fn registry(&self) -> PathBuf {
         self.path.join("registry.db")
-    }
-
-    /// The audit log.
-    pub(crate) fn audit_log(&self) -> PathBuf {
-        self.path.join("audit.log")
     }
 
     /// The directory of the layers that were given no other place.

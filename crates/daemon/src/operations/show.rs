@@ -124,6 +124,11 @@ impl Daemon {
             started: self.started.clone(),
             state_dir: self.state.path().to_owned(),
             listening: self.listening.clone(),
+            audit: api::AuditStatus {
+                log: self.audit.path().to_owned(),
+                head: self.audit.head().map(|head| head.to_string()),
+                verification_key: self.audit.verification_key().map(Path::to_owned),
+            },
             key_memory,
             selftest,
             volumes,

@@ -6,15 +6,16 @@
 //! cannot be written, keys are not used. The file is opened anew for each line, so it may be rotated
 //! by renaming.
 //!
-//! It never holds key bytes, wrapped or not.
+//! It never holds key bytes, wrapped or not. Its lines are a chain (`sealvol_audit`), which `log.rs` goes on with and
+//! `sealvol audit verify` checks.
+
+mod log;
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+
+pub(crate) use log::{Audit, AuditError};
 
 use crate::rights::Caller;
 use crate::timestamp;
@@ -46,6 +47,9 @@ pub(crate) struct Record {
     /// The encryption context.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub context: BTreeMap<String, String>,
+    /// The protection of the memory that the key came into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protection: Option<String>,
     /// `ok`, or why not.
     pub result: String,
 }
@@ -60,6 +64,8 @@ pub(crate) enum Operation {
     AcceptRollback,
     /// A volume was registered from its layer, or was not.
     Adopt,
+    /// The key of the log's next line was lost: the chain begins anew here, with another verification key.
+    AuditAnew,
     /// An attach was refused after its key was unwrapped, or before it was asked for.
     Attach,
     /// A volume was made that stands on layers of another one.
@@ -103,95 +109,8 @@ impl Record {
             from: None,
             key_version: None,
             context: BTreeMap::new(),
+            protection: None,
             result: "ok".to_owned(),
         }
-    }
-}
-
-/// The audit log of one daemon.
-#[derive(Clone, Debug)]
-pub(crate) struct Audit {
-    path: PathBuf,
-}
-
-impl Audit {
-    /// The log at `path`; the file is made with the first line.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    /// The file.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Appends a line and waits until it is on stable storage.
-    ///
-    /// # Errors
-    /// When the line may not stand: what it tells of must not go on.
-    pub(crate) async fn append(&self, record: Record) -> io::Result<()> {
-        let path = self.path.clone();
-        let appended = tokio::task::spawn_blocking(move || write_line(&path, &record)).await;
-        appended.map_err(io::Error::other)?
-    }
-}
-
-fn write_line(path: &Path, record: &Record) -> io::Result<()> {
-    let mut line = serde_json::to_vec(record)?;
-    line.push(b'\n');
-    let mut file = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?;
-    // One write: with O_APPEND a line is never torn by another.
-    file.write_all(&line)?;
-    file.sync_data()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt as _;
-
-    use super::*;
-
-    fn record(name: &str) -> Record {
-        let caller = Caller {
-            uid: 1000,
-            gid: 1000,
-            pid: Some(7),
-        };
-        let key = Some("local:default".to_owned());
-        Record {
-            name: Some(name.to_owned()),
-            key,
-            ..Record::of(Operation::Unwrap, caller)
-        }
-    }
-
-    #[tokio::test]
-    async fn lines_are_appended_and_private() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let audit = Audit::new(folder.path().join("audit.log"));
-        audit.append(record("a")).await.expect("written");
-        audit.append(record("b")).await.expect("written");
-        let text = std::fs::read_to_string(audit.path()).expect("there");
-        let lines: Vec<serde_json::Value> = text
-            .lines()
-            .map(|line| serde_json::from_str(line).expect("JSON"))
-            .collect();
-        assert_eq!(lines.len(), 2);
-        assert_eq!(lines[1]["name"], "b");
-        assert_eq!(lines[0]["operation"], "unwrap");
-        assert_eq!(lines[0]["caller"]["uid"], 1000);
-        assert_eq!(lines[0]["result"], "ok");
-        let mode = std::fs::metadata(audit.path()).expect("there").mode() & 0o7777;
-        assert_eq!(mode, 0o600);
-    }
-
-    #[tokio::test]
-    async fn a_log_that_cannot_be_written_is_an_error() {
-        let audit = Audit::new("/nonexistent/audit.log".into());
-        audit.append(record("a")).await.expect_err("no such folder");
     }
 }

@@ -1,0 +1,82 @@
+//! How the daemon is: its sockets, its key memory, its self-tests, its audit log.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The known-answer tests of every algorithm in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SelfTest {
+    /// All of them passed.
+    pub passed: bool,
+    /// What was tested, in order.
+    pub tests: Vec<String>,
+    /// The one that failed, and how.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// How the daemon is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the daemon.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// `ready`, or `error` when the self-tests failed and nothing is served.
+    pub state: String,
+    /// When it started.
+    pub started: String,
+    /// State directory.
+    pub state_dir: PathBuf,
+    /// Sockets that NBD clients may connect to, as URIs without an export name.
+    pub listening: Vec<String>,
+    /// See [`AuditStatus`].
+    pub audit: AuditStatus,
+    /// The protection of key memory in force (`secretmem`, `mlock`), or why there is none.
+    pub key_memory: KeyMemoryStatus,
+    /// See [`SelfTest`].
+    pub selftest: SelfTest,
+    /// How many volumes there are, by state.
+    pub volumes: BTreeMap<String, usize>,
+    /// What went wrong and waits for the operator.
+    pub failures: Vec<Failure>,
+}
+
+/// Memory that holds keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyMemoryStatus {
+    /// `secretmem`, `mlock`, or `none`.
+    pub protection: String,
+    /// Bytes locked now.
+    pub locked_bytes: usize,
+    /// Keys held now.
+    pub keys: usize,
+    /// Why there is no protection, and what to change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+/// Something that waits for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// What it is about: a volume's name, or a part of the daemon.
+    pub subject: String,
+    /// What happened, and the next step.
+    pub message: String,
+}
+
+/// The daemon's audit log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// The file.
+    pub log: PathBuf,
+    /// The last record, as `NUMBER:MAC`: kept elsewhere, it shows later whether the log was shortened
+    /// or written anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    /// The verification key, as long as it lies beside the log, where it protects nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verification_key: Option<PathBuf>,
+}
