@@ -55,6 +55,11 @@ pub(crate) enum Noun {
     Audit(Audit),
     /// Show how the daemon is
     Status,
+    /// Look at the machine, the daemon's files and the key services, and say what to do
+    ///
+    /// Changes nothing. Exit code 1 if volumes can't be attached or a protection does not hold;
+    /// warnings are about what could be better.
+    Doctor,
     /// Run the daemon's known-answer tests of every algorithm
     Selftest,
     /// Measure the cipher and the daemon on this machine

@@ -6,6 +6,7 @@
 
 mod args;
 mod audit;
+mod doctor;
 mod flatten;
 mod jobs;
 mod render;

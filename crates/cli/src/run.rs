@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use crate::args::{Adopt, Attach, Audit, Cli, Create, Exported, Key, Limit, Noun, Volume};
 use crate::audit::{self, AuditError};
+use crate::doctor;
 use crate::flatten::{self, Progress};
 use crate::jobs;
 use crate::render::{self, bench};
@@ -41,6 +42,9 @@ pub(crate) enum CommandError {
     /// Clients gave blocks back as fast as they were filled.
     #[error("volume {name}: {left} bytes were discarded or zeroed meanwhile, and hold no data")]
     Discarded { name: VolumeName, left: u64 },
+    /// Something keeps the daemon from its work.
+    #[error("doctor: {0} failures")]
+    Ill(usize),
     /// Of several volumes some were not rewrapped; each was told.
     #[error("{left} of {count} volumes are not rewrapped")]
     NotAll {
@@ -88,6 +92,7 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
         Noun::Key(verb) => key(&client, &print, verb).await,
         Noun::Audit(Audit::Verify(options)) => audit::verify(&client, &print, options).await,
         Noun::Status => print.answer(&client.status().await?, render::status),
+        Noun::Doctor => doctor::run(&client, &print).await,
         Noun::Selftest => {
             let report = client.selftest().await?;
             print.answer(&report, render::selftest)?;
@@ -292,6 +297,10 @@ fn report(error: &CommandError, json: bool) -> ExitCode {
         CommandError::NotAll { kind, .. } => (
             *kind,
             Some("Run it again when what kept them from it is mended".to_owned()),
+        ),
+        CommandError::Ill(_) => (
+            ErrorKind::Failed,
+            Some("Follow the advice beside each, and run it again".to_owned()),
         ),
         CommandError::Output(_) => (ErrorKind::Failed, None),
         CommandError::Path(..) => (ErrorKind::Usage, None),

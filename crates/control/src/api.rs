@@ -4,6 +4,7 @@
 //! |-----------------------------------|-------------------|-----------------|------------|
 //! | `GET /v1/status`                  |                   | [`Status`]      | any        |
 //! | `POST /v1/selftest`               |                   | [`SelfTest`]    | administer |
+//! | `GET /v1/doctor`                  |                   | [`doctor::Doctor`] | administer |
 //! | `POST /v1/bench/cipher`           | [`bench::Bench`]  | [`bench::CipherReport`] | administer |
 //! | `POST /v1/bench/volume`           | [`bench::Bench`]  | [`bench::VolumeReport`] | administer |
 //! | `GET /v1/volumes`                 |                   | [`VolumeList`]  | any        |
@@ -44,6 +45,7 @@
 //! UTC.
 
 pub mod bench;
+pub mod doctor;
 
 use std::fmt;
 use std::path::PathBuf;

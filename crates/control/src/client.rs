@@ -116,6 +116,11 @@ impl Client {
         self.send(Method::POST, api::SELFTEST, &NoFields {}).await
     }
 
+    /// Has the daemon look at its machine, its files and its key services.
+    pub async fn doctor(&self) -> Result<api::doctor::Doctor, ClientError> {
+        self.get(api::doctor::DOCTOR).await
+    }
+
     /// Measures the cipher on the daemon's machine.
     pub async fn bench_cipher(
         &self,

@@ -29,6 +29,7 @@ mod bench;
 mod config;
 mod control;
 mod daemon;
+mod doctor;
 pub mod engine;
 mod error;
 mod export;

@@ -132,7 +132,7 @@ pub fn turn() {
 }
 
 /// Whether this process may have rings at all. Found out once.
-pub(crate) fn is_available() -> bool {
+pub fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| {
         eventfd(0, EventfdFlags::CLOEXEC)

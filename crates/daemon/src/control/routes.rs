@@ -23,6 +23,7 @@ use crate::rights::Caller;
 enum Route {
     Status,
     SelfTest,
+    Doctor,
     BenchCipher,
     BenchVolume,
     ListVolumes,
@@ -76,6 +77,7 @@ impl Route {
             | Self::AttachSnapshot(_)
             | Self::DetachSnapshot(_) => Some(Right::Attach),
             Self::SelfTest
+            | Self::Doctor
             | Self::BenchCipher
             | Self::BenchVolume
             | Self::DeleteVolume(_)
@@ -131,6 +133,7 @@ async fn carry_out(
     match route {
         Route::Status => json(&daemon.status().await?),
         Route::SelfTest => json(&daemon.memory.selftest()?),
+        Route::Doctor => json(&daemon.doctor().await?),
         Route::BenchCipher => json(&daemon.bench_cipher(message(body)?, wanted).await?),
         Route::BenchVolume => json(&daemon.bench_volume(caller, message(body)?, wanted).await?),
         Route::ListVolumes => json(&daemon.list_volumes().await?),
@@ -219,6 +222,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
     Ok(match segments[..] {
         ["status"] if get => Route::Status,
         ["selftest"] if post => Route::SelfTest,
+        ["doctor"] if get => Route::Doctor,
         ["bench", "cipher"] if post => Route::BenchCipher,
         ["bench", "volume"] if post => Route::BenchVolume,
         ["volumes"] if get => Route::ListVolumes,
@@ -341,6 +345,12 @@ mod tests {
                 Method::POST,
                 api::SELFTEST.to_owned(),
                 Route::SelfTest,
+                Some(Right::Administer),
+            ),
+            (
+                Method::GET,
+                api::doctor::DOCTOR.to_owned(),
+                Route::Doctor,
                 Some(Right::Administer),
             ),
             (
