@@ -71,6 +71,17 @@ async fn carry_out_one<S: KeyService>(
     keys: &mut Vec<VolumeKey>,
 ) -> Result<Done, Refusal> {
     Ok(match call {
+        Call::Check {
+            key,
+            wrapped,
+            context,
+        } => {
+            let unwrapped = unwrap(service, memory, key, wrapped, context).await?;
+            Done::Check {
+                key_id: unwrapped.key_id,
+                key_version: unwrapped.key_version,
+            }
+        }
         Call::CreateKey { name } => Done::CreateKey(service.create_key(name).await?),
         Call::Describe { key } => Done::Describe(service.describe(key).await?),
         Call::Generate { key, context } => {
@@ -99,16 +110,11 @@ async fn carry_out_one<S: KeyService>(
             wrapped,
             context,
         } => {
-            let wrapped = WrappedUnder {
-                key,
-                blob: fitting(wrapped)?,
-                context: &checked(context)?,
-            };
             let Unwrapped {
                 volume_key,
                 key_id,
                 key_version,
-            } = service.unwrap(&wrapped, memory).await?;
+            } = unwrap(service, memory, key, wrapped, context).await?;
             keys.push(volume_key);
             Done::Unwrap {
                 key_id,
@@ -116,6 +122,22 @@ async fn carry_out_one<S: KeyService>(
             }
         }
     })
+}
+
+/// The volume key, in locked memory of this process.
+async fn unwrap<S: KeyService>(
+    service: &S,
+    memory: &Arc<KeyMemory>,
+    key: &str,
+    wrapped: &[u8],
+    context: &Context,
+) -> Result<Unwrapped, Refusal> {
+    let wrapped = WrappedUnder {
+        key,
+        blob: fitting(wrapped)?,
+        context: &checked(context)?,
+    };
+    service.unwrap(&wrapped, memory).await
 }
 
 fn checked(context: &Context) -> Result<EncryptionContext, Refusal> {
@@ -144,6 +166,7 @@ fn bounded(wrapped: Wrapped) -> Result<Wrapped, Refusal> {
 
 fn name(call: &Call) -> &'static str {
     match call {
+        Call::Check { .. } => "Check",
         Call::CreateKey { .. } => "CreateKey",
         Call::Describe { .. } => "Describe",
         Call::Generate { .. } => "Generate",

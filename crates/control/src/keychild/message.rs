@@ -43,7 +43,7 @@ pub struct Batch {
 /// | call | `Create` | `Attach` | `Administer` |
 /// |---|---|---|---|
 /// | `Generate` | yes | no | no |
-/// | `Unwrap` | no | yes | no |
+/// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
 /// | `CreateKey` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
@@ -69,7 +69,7 @@ impl Right {
             Call::Describe { .. } | Call::ListKeys => true,
             Call::Generate { .. } => self == Self::Create,
             Call::Rewrap { .. } => self != Self::Attach,
-            Call::Unwrap { .. } => self == Self::Attach,
+            Call::Check { .. } | Call::Unwrap { .. } => self == Self::Attach,
         }
     }
 }
@@ -135,6 +135,16 @@ pub type Context = BTreeMap<String, String>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Call {
+    /// Unwrap a volume key and forget it: whether it could be unwrapped now.
+    Check {
+        /// The key-encryption key it is wrapped under.
+        key: String,
+        /// What [`Wrapped::blob`] held.
+        #[serde(with = "base64_text")]
+        wrapped: Vec<u8>,
+        /// What it is bound to.
+        context: Context,
+    },
     /// Make a key-encryption key. One of that name that exists is a conflict, not a success.
     CreateKey {
         /// Its name.
@@ -198,6 +208,13 @@ pub type CallResult = Result<Done, KeyFailure>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Done {
+    /// It could be.
+    Check {
+        /// Id of the key that opened it.
+        key_id: String,
+        /// Version of that key.
+        key_version: u32,
+    },
     /// The new key.
     CreateKey(KeyDescription),
     /// The key.
@@ -223,7 +240,8 @@ impl Done {
     pub fn answers(&self, call: &Call) -> bool {
         matches!(
             (self, call),
-            (Self::CreateKey(_), Call::CreateKey { .. })
+            (Self::Check { .. }, Call::Check { .. })
+                | (Self::CreateKey(_), Call::CreateKey { .. })
                 | (Self::Describe(_), Call::Describe { .. })
                 | (Self::Generate(_), Call::Generate { .. })
                 | (Self::ListKeys(_), Call::ListKeys)

@@ -4,7 +4,7 @@ use std::io::Read;
 
 use crate::place::{Place, child, context, generate, memory, rewrap, unwrap};
 use sealvol_control::keychild::{
-    CALLS_MAX, Call, Done, FailureClass, KeyChildError, KeyState, Right,
+    CALLS_MAX, Call, Context, Done, FailureClass, KeyChildError, KeyState, Right,
 };
 use sealvol_crypto::VolumeKey;
 
@@ -71,6 +71,30 @@ async fn keys_of_a_batch_come_in_the_order_of_its_successful_calls_and_nothing_f
             .unwrap();
         assert_eq!(alone.commitment(), commitment);
     }
+}
+
+#[tokio::test]
+async fn a_check_ends_as_an_unwrap_would_and_brings_no_key() {
+    let place = Place::with_default_key().await;
+    let blob = place.generate("default", &context("1")).await.blob;
+    let check = |context: &Context| Call::Check {
+        key: "default".to_owned(),
+        wrapped: blob.clone(),
+        context: context.clone(),
+    };
+    let calls = vec![check(&context("1")), check(&context("2"))];
+    let mut answer = place.answer(Right::Attach, calls.clone()).await;
+    assert!(matches!(
+        answer.results[0],
+        Ok(Done::Check { key_version: 1, .. })
+    ));
+    let refused = answer.results[1].as_ref().unwrap_err();
+    assert_eq!(refused.class, TAMPER);
+    assert_eq!(answer.keys.read(&mut [0]).unwrap(), 0, "key bytes came");
+
+    let answer = place.answer(Right::Create, calls).await;
+    let refused = answer.results[0].as_ref().unwrap_err();
+    assert_eq!(refused.class, FailureClass::NotPermitted);
 }
 
 #[tokio::test]
