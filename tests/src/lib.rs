@@ -12,6 +12,7 @@ pub mod block_device;
 pub mod crowd;
 pub mod daemon;
 pub mod evidence;
+pub mod openbao;
 pub mod outcome;
 pub mod pattern;
 pub mod peer;

@@ -22,6 +22,7 @@
 mod failure;
 pub mod frame;
 pub mod message;
+mod transit;
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -33,12 +34,15 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
 
-pub use failure::{FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE};
+pub use failure::{
+    FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER,
+};
 pub use message::{
     Batch, CALLS_MAX, Call, CallResult, Confinement, Context, Done, KeyDescription, KeyState,
     KeyVersion, Landlock, LocalService, MasterKey, PROTOCOL_VERSION, Provider, Reply, Right,
     Service, WRAPPED_MAX, Wrapped,
 };
+pub use transit::{Address, Credential, TransitService};
 
 use frame::FrameError;
 
@@ -73,6 +77,15 @@ impl KeyChild {
     pub fn new(program: impl Into<PathBuf>, deadline: Duration) -> Self {
         Self {
             program: program.into(),
+            deadline,
+        }
+    }
+
+    /// The same, with another deadline: what is left of one that several attempts share.
+    #[must_use]
+    pub fn within(&self, deadline: Duration) -> Self {
+        Self {
+            program: self.program.clone(),
             deadline,
         }
     }

@@ -11,6 +11,7 @@
 //! - [`locked`]: the memory that keys lie in, from the kernel up.
 //! - [`VolumeKey`], [`KeyEncryptionKey`]: keys before they are used; how they come in and go out.
 //! - [`SectorCipher`]: AES-256-XTS and the MACs, with a volume key expanded in its slot.
+//! - [`SecretBytes`]: messages to and from key services that have a key in them.
 //! - [`wrap`], [`EncryptionContext`]: wrapped keys and what they are bound to.
 //! - [`clear_residue`]: what the cipher leaves on stack and in registers, and how it goes away.
 //! - [`selftest`]: known answers, asked before the first key is loaded.
@@ -37,6 +38,7 @@ mod passphrase;
 mod process;
 mod random;
 mod residue;
+mod secret_bytes;
 mod sector_cipher;
 pub mod selftest;
 mod volume_key;
@@ -52,5 +54,6 @@ pub use passphrase::{Argon2Params, MAX_PASSPHRASE_BYTES, MIN_SALT_BYTES, Passphr
 pub use process::{HardenError, harden_process};
 pub use random::{RandomError, random};
 pub use residue::clear_residue;
+pub use secret_bytes::{SecretBytes, SecretTooLong};
 pub use sector_cipher::{SectorCipher, UnitSize, UnitSizeError};
 pub use volume_key::{Commitment, KeyError, VOLUME_KEY_BYTES, VolumeKey};

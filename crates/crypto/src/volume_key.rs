@@ -104,7 +104,8 @@ impl VolumeKey {
 
     /// Writes the 64 bytes of the key, straight from locked memory.
     ///
-    /// The one way out of the process. Its one caller is the key child, for its key socket.
+    /// The one way out of the process. Its one caller is the key child: for its key socket, and for a message to a key
+    /// service that is to wrap the key anew.
     ///
     /// # Errors
     /// When the sink refuses the bytes.

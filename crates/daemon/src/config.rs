@@ -23,6 +23,14 @@
 //! database = "/var/lib/sealvol/keys/local.db"
 //! master-key = { file = { path = "/var/lib/sealvol/keys/local.master" } }
 //! create = true
+//!
+//! [providers.bao]                         # an OpenBao or Vault server; its keys are `bao:NAME`
+//! type = "transit"
+//! address = "https://bao.example:8200"
+//! ca-file = "/etc/sealvol/bao-ca.pem"
+//! create = { token-file = "/etc/sealvol/bao-create.token" }
+//! attach = { approle = { role-id-file = "/etc/sealvol/role", secret-id-file = "/etc/sealvol/secret" } }
+//! keys = ["volumes"]                      # any if absent
 //! ```
 
 use std::collections::BTreeMap;
@@ -371,7 +379,9 @@ mod tests {
         assert!(!config.require_secretmem && config.workers >= 1);
         assert_eq!(config.key_child.file_name(), Some("sealvol-keys".as_ref()));
         let provider = &config.providers[LOCAL];
-        let Service::Local(local) = &provider.service;
+        let Service::Local(local) = &provider.service else {
+            panic!("{provider:?}");
+        };
         assert_eq!(local.database, Path::new("/s/keys/local.db"));
         assert_eq!(
             local.master_key,
@@ -385,7 +395,9 @@ mod tests {
     #[test]
     fn a_passphrase_takes_the_place_of_the_master_key_file() {
         let config = Config::load(None, Path::new("/s"), true).expect("defaults");
-        let Service::Local(local) = &config.providers[LOCAL].service;
+        let Service::Local(local) = &config.providers[LOCAL].service else {
+            panic!("{:?}", config.providers);
+        };
         assert_eq!(local.master_key, MasterKey::Passphrase);
     }
 
@@ -403,6 +415,13 @@ mod tests {
         assert_eq!(config.workers, 4);
         assert_eq!(config.backing.len(), 2);
         assert_eq!(config.key_deadline, Duration::from_secs(10));
+        let Service::Transit(bao) = &config.providers["bao"].service else {
+            panic!("{:?}", config.providers);
+        };
+        assert_eq!(
+            (bao.mount.as_str(), bao.single_credential),
+            ("transit", false)
+        );
         assert_eq!(config.nbd_allow, Some(vec![107]));
         assert_eq!(
             config.rights.create,

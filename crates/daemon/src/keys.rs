@@ -17,9 +17,8 @@ use std::time::{Duration, Instant};
 use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
-    Answer, Batch, CALLS_MAX, Call, Context, Done, FailureClass, Fault, KeyChild, KeyChildError,
-    KeyDescription, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, MasterKey, Provider, Right, Service,
-    Wrapped,
+    Answer, Batch, CALLS_MAX, Call, CallResult, Context, Done, Fault, KeyChild, KeyChildError,
+    KeyDescription, KeyFailure, MasterKey, Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{KeyError, VolumeKey};
@@ -84,7 +83,9 @@ impl Keys {
 
     /// The database of an embedded key service, if it is not there.
     pub(crate) fn missing_database(&self, provider: &str) -> Option<PathBuf> {
-        let Service::Local(local) = &self.providers.get(provider)?.service;
+        let Service::Local(local) = &self.providers.get(provider)?.service else {
+            return None;
+        };
         (!local.database.exists()).then(|| local.database.clone())
     }
 
@@ -392,13 +393,13 @@ impl Keys {
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         loop {
-            let answer = self.call_child(&batch).await;
+            let child = self
+                .child
+                .within(until.saturating_duration_since(Instant::now()));
+            let answer = self.call_child(&child, &batch).await;
             let left = until.saturating_duration_since(Instant::now());
             let may_pass = match &answer {
-                Ok(answer) => answer.results.iter().any(|result| match result {
-                    Ok(_) => false,
-                    Err(failure) => failure_may_pass(failure),
-                }),
+                Ok(answer) => may_pass(&answer.results),
                 Err(source) => source.fault() == Fault::Retry,
             };
             if attempts == Attempts::One || !may_pass || left <= pause {
@@ -414,13 +415,12 @@ impl Keys {
         }
     }
 
-    async fn call_child(&self, batch: &Batch) -> Result<Answer, KeyChildError> {
-        let Service::Local(local) = &batch.provider.service;
-        match (&local.master_key, &self.passphrase) {
-            (MasterKey::Passphrase, Some(file)) => {
-                self.child.call_with_passphrase(batch, file.as_fd()).await
+    async fn call_child(&self, child: &KeyChild, batch: &Batch) -> Result<Answer, KeyChildError> {
+        match (&batch.provider.service, &self.passphrase) {
+            (Service::Local(local), Some(file)) if local.master_key == MasterKey::Passphrase => {
+                child.call_with_passphrase(batch, file.as_fd()).await
             }
-            _ => self.child.call(batch).await,
+            _ => child.call(batch).await,
         }
     }
 
@@ -467,8 +467,10 @@ fn about(name: &VolumeName, mut error: Error) -> Error {
     error
 }
 
-fn failure_may_pass(failure: &KeyFailure) -> bool {
-    failure.class == FailureClass::Transient && failure.provider_error != LOCKED_MEMORY_UNAVAILABLE
+/// Whether all may come right a little later: a batch in which one call is refused for good fails as a whole.
+fn may_pass(results: &[CallResult]) -> bool {
+    let mut failures = results.iter().filter_map(|result| result.as_ref().err());
+    failures.clone().next().is_some() && failures.all(KeyFailure::may_pass)
 }
 
 fn mismatched(done: &Done) -> Error {

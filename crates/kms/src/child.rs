@@ -5,7 +5,7 @@
 //! provider → carry out → keys to fd 1 → reply to fd 0 → exit
 //! ```
 //! What always holds: the process is hardened before it reads anything; it is confined to the
-//! provider's files before it opens one; keys are written before the reply that announces them; when
+//! provider's files and server before it opens one; keys are written before the reply that announces them; when
 //! the daemon goes away it ends at once, whatever it is waiting for.
 //!
 //! It never writes anything but keys to standard output, and never a key anywhere else.
@@ -28,6 +28,7 @@ use sealvol_crypto::{HardenError, KeyError, harden_process};
 use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
 use crate::local::{self, Local};
+use crate::transit::{self, Transit};
 use crate::{KeyService, Refusal};
 
 /// Why a batch has no reply. The daemon gets the text by standard error.
@@ -82,7 +83,7 @@ fn run() -> Result<(), ChildError> {
     let replied = exit_with_daemon(&messages)?;
 
     let (Outcome { results, keys }, protection) = match needs {
-        Ok(_) => execute(&batch, create, passphrase.as_ref())?,
+        Ok(needs) => execute(&batch, &needs, create, passphrase.as_ref())?,
         Err(refusal) => (refuse(&refusal, batch.right, &batch.calls), None),
     };
     for key in keys {
@@ -118,7 +119,9 @@ fn sockets() -> Result<(UnixStream, UnixStream), ChildError> {
 /// Whether this batch may make what is missing: the operator asked for a key, and the configuration
 /// allows it.
 fn may_create(batch: &Batch) -> bool {
-    let Service::Local(service) = &batch.provider.service;
+    let Service::Local(service) = &batch.provider.service else {
+        return false;
+    };
     service.create
         && batch.right == Right::Administer
         && batch
@@ -130,6 +133,7 @@ fn may_create(batch: &Batch) -> bool {
 fn needs(service: &Service, create: bool) -> Result<Needs, Refusal> {
     match service {
         Service::Local(service) => local::needs(service, create),
+        Service::Transit(service) => transit::needs(service),
     }
 }
 
@@ -154,6 +158,7 @@ fn exit_with_daemon(messages: &UnixStream) -> io::Result<Arc<AtomicBool>> {
 /// Opens the provider and carries out the batch.
 fn execute(
     batch: &Batch,
+    needs: &Needs,
     create: bool,
     passphrase: Option<&OwnedFd>,
 ) -> io::Result<(Outcome, Option<String>)> {
@@ -171,6 +176,11 @@ fn execute(
             &memory,
             batch,
         )?,
+        Service::Transit(service) => run_calls(
+            Transit::open(name, service, &needs.connect, &memory),
+            &memory,
+            batch,
+        )?,
     };
     Ok((outcome, Some(memory.protection().to_string())))
 }
@@ -180,7 +190,9 @@ fn run_calls<S: KeyService>(
     memory: &Arc<KeyMemory>,
     batch: &Batch,
 ) -> io::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     Ok(runtime.block_on(carry_out(
         service.as_ref(),
         memory,

@@ -1,15 +1,16 @@
-//! What the key child may still do once it knows its batch: use the files of its provider.
+//! What the key child may still do once it knows its batch: use the files and the server of its provider.
 //!
-//! Landlock (landlock(7)) denies every other path, and with kernels that can, all of TCP, abstract
-//! Unix sockets and signals to others. Best effort, for it is a second wall: where the kernel knows
+//! Landlock (landlock(7)) denies every other path, and with kernels that can, TCP to every other
+//! port, abstract Unix sockets and signals to others. Best effort, for it is a second wall: where the kernel knows
 //! less of it, less is enforced and the reply says so. `NO_NEW_PRIVS` is not best effort.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd,
-    Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath,
+    PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use sealvol_control::keychild::Landlock;
 
@@ -23,13 +24,16 @@ pub(crate) struct Needs {
     pub(crate) directories: Vec<PathBuf>,
     /// Files to read.
     pub(crate) files: Vec<PathBuf>,
+    /// Where to connect to. Landlock knows ports only: another host is not denied.
+    pub(crate) connect: Vec<SocketAddr>,
 }
 
 impl Needs {
-    /// No file at all.
+    /// No file and no server at all.
     pub(crate) const NOTHING: Self = Self {
         directories: Vec::new(),
         files: Vec::new(),
+        connect: Vec::new(),
     };
 }
 
@@ -63,6 +67,9 @@ pub(crate) fn confine(needs: &Needs) -> Result<Landlock, RulesetError> {
             }
         }
     }
+    for address in &needs.connect {
+        rules = rules.add_rule(NetPort::new(address.port(), AccessNet::ConnectTcp))?;
+    }
     Ok(match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Landlock::Full,
         RulesetStatus::PartiallyEnforced => Landlock::Partial,
@@ -73,7 +80,7 @@ pub(crate) fn confine(needs: &Needs) -> Result<Landlock, RulesetError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::thread;
 
     use super::*;
@@ -86,6 +93,10 @@ mod tests {
         })
     }
 
+    fn listen() -> TcpListener {
+        TcpListener::bind("127.0.0.1:0").unwrap()
+    }
+
     #[test]
     fn what_was_not_asked_for_is_denied() {
         let (ours, others) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -96,9 +107,11 @@ mod tests {
         let other = others.path().join("other");
         fs::write(&key, "key").unwrap();
         fs::write(&other, "other").unwrap();
+        let (server, stranger) = (listen(), listen());
         let needs = Needs {
             directories: vec![ours.path().to_owned()],
             files: vec![key.clone()],
+            connect: vec![server.local_addr().unwrap()],
         };
 
         let (level, (allowed, denied)) = confined(&needs, || {
@@ -109,6 +122,7 @@ mod tests {
                 fs::rename(&database, ours.path().join("renamed")),
                 fs::remove_file(ours.path().join("renamed")),
                 fs::read(&key).map(drop),
+                TcpStream::connect(server.local_addr().unwrap()).map(drop),
             ];
             let denied = [
                 fs::write(&key, "changed"),
@@ -117,6 +131,7 @@ mod tests {
                 fs::write(others.path().join("new"), ""),
                 fs::create_dir(ours.path().join("directory")),
                 TcpListener::bind("127.0.0.1:0").map(drop),
+                TcpStream::connect(stranger.local_addr().unwrap()).map(drop),
             ];
             (allowed, denied)
         });

@@ -1,7 +1,8 @@
 //! Key services, and the child process that runs them.
 //!
 //! A key service holds key-encryption keys and wraps volume keys with them. [`KeyService`] is what
-//! each provider implements; [`local`] is the one that is always there. They run in `sealvol-keys`,
+//! each provider implements; [`local`] is the one that is always there, [`transit`] asks an OpenBao
+//! or Vault server. They run in `sealvol-keys`,
 //! a child of the daemon that carries out one batch of calls and exits ([`child`]): the daemon links
 //! none of this.
 //!
@@ -13,10 +14,10 @@
 //! | class | causes here | what the daemon does |
 //! |---|---|---|
 //! | key unusable | key disabled; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
-//! | not permitted | the caller's right does not cover the call; a file that others can read or write | no retry |
+//! | not permitted | the caller's right, or the credential's policy, does not cover the call; a file that others can read or write | no retry |
 //! | wrong key or tamper | wrapped key, context or key material changed; wrapped under another key; wrong master key | never retries; alarm |
 //! | gone for ever | no such key | keeps the ciphertext |
-//! | transient | database busy, I/O error, no locked memory | retries with backoff; never a revocation |
+//! | transient | database busy, I/O error, no locked memory; a server that is away, sealed, overloaded, or not who it should be | retries with backoff where that can help; never a revocation |
 //! | caller bug | malformed name, context or wrapped key; key exists | rejects |
 //!
 //! What always holds:
@@ -29,6 +30,7 @@ pub mod child;
 mod confinement;
 pub mod local;
 mod refusal;
+pub mod transit;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -18,7 +18,7 @@
 
 mod database;
 mod master_key;
-mod place;
+pub(crate) mod place;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

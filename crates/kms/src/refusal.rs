@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sealvol_control::keychild::{
-    FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, Right, WRAPPED_MAX,
+    FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, Right, UNTRUSTED_SERVER, WRAPPED_MAX,
 };
 use sealvol_crypto::locked::LockedError;
 
@@ -20,6 +20,12 @@ pub enum Refusal {
     BadContext { reason: String },
     #[error("key name {name:?}: {reason}")]
     BadKeyName { name: String, reason: &'static str },
+    #[error("provider {provider}: {reason}")]
+    Configuration { provider: String, reason: String },
+    #[error("credential {}: {reason}", path.display())]
+    CredentialMissing { path: PathBuf, reason: String },
+    #[error("provider {provider}: its `create` credential {reason}: it must not be able to unwrap")]
+    CredentialTooPowerful { provider: String, reason: String },
     #[error("key database {}: {source}", path.display())]
     Database {
         path: PathBuf,
@@ -39,6 +45,8 @@ pub enum Refusal {
         "key {key}: the material of its version {version} does not open under the master key, which is the right one"
     )]
     KeyMaterialChanged { key: String, version: u32 },
+    #[error("key {key}: is not among the `keys` that provider {provider} is configured for")]
+    KeyNotAllowed { key: String, provider: String },
     #[error("cannot hold keys in memory: {0}")]
     LockedMemory(#[from] LockedError),
     #[error("the key database is sealed by {sealed_by}, but the configuration names {configured}")]
@@ -68,6 +76,10 @@ pub enum Refusal {
     NotPermitted { right: Right, call: &'static str },
     #[error("master key: the passphrase cannot be read: {reason}")]
     Passphrase { reason: String },
+    #[error(transparent)]
+    Remote(#[from] Remote),
+    #[error("key service {server}: {reason}")]
+    ServerAway { server: String, reason: String },
     #[error("{}: {source}", path.display())]
     System { path: PathBuf, source: io::Error },
     #[error("key {key}: does not exist")]
@@ -76,6 +88,10 @@ pub enum Refusal {
     UnknownVersion { key: String, version: u32 },
     #[error("{}: {reason}", path.display())]
     UnsafePlace { path: PathBuf, reason: String },
+    #[error("key {key}: {reason}")]
+    UnsuitableKey { key: String, reason: String },
+    #[error("key service {server}: {reason}")]
+    UntrustedServer { server: String, reason: String },
     #[error("the volume key cannot be made: {reason}")]
     VolumeKey { reason: String },
     #[error("key {key}: the wrapped key does not open with this key and context: {reason}")]
@@ -92,6 +108,22 @@ pub enum Refusal {
     WrongMasterKey { path: PathBuf },
 }
 
+/// A refusal by a key service elsewhere, which has its own words for it.
+#[derive(Debug, thiserror::Error)]
+#[error("{subject}: {reason}")]
+pub struct Remote {
+    /// What it means here.
+    pub class: FailureClass,
+    /// In the service's own words; never a secret.
+    pub said: String,
+    /// What it is about.
+    pub subject: String,
+    /// Who refused, and how.
+    pub reason: String,
+    /// What to do now.
+    pub next_step: &'static str,
+}
+
 impl Refusal {
     pub(crate) fn system(path: &Path, source: io::Error) -> Self {
         Self::System {
@@ -101,13 +133,29 @@ impl Refusal {
     }
 
     /// Class, the provider's own error name, next step: the one table of them.
-    fn verdict(&self) -> (FailureClass, &'static str, &'static str) {
+    fn verdict(&self) -> (FailureClass, &str, &'static str) {
         use FailureClass::{
             CallerBug, GoneForEver, KeyUnusable, NotPermitted, Transient, WrongKeyOrTamper,
         };
         match self {
             Self::BadContext { .. } => (CallerBug, "ValidationException", "correct the context"),
             Self::BadKeyName { .. } => (CallerBug, "ValidationException", "choose another name"),
+            Self::Configuration { .. } => (
+                CallerBug,
+                "ValidationException",
+                "correct the provider in the configuration",
+            ),
+            Self::CredentialMissing { .. } => (
+                Transient,
+                "CredentialMissing",
+                "put the credential there, and nothing else, mode 0600",
+            ),
+            Self::CredentialTooPowerful { .. } => (
+                NotPermitted,
+                "CredentialTooPowerful",
+                "give it a policy of its own, as the manual has it (docs/key-services.md), or allow one credential \
+                 for everything: single-credential = true",
+            ),
             Self::Database { .. } => (
                 Transient,
                 "KMSInternalException",
@@ -138,6 +186,11 @@ impl Refusal {
                 WrongKeyOrTamper,
                 "KeyMaterialChanged",
                 "find out who changed the key database and restore it from a backup",
+            ),
+            Self::KeyNotAllowed { .. } => (
+                NotPermitted,
+                "KeyNotAllowed",
+                "use another key, or add it to `keys` in the configuration",
             ),
             Self::LockedMemory(_) => (
                 Transient,
@@ -194,6 +247,12 @@ impl Refusal {
                 "MasterKeyUnavailable",
                 "give the daemon the passphrase anew",
             ),
+            Self::Remote(remote) => (remote.class, &remote.said, remote.next_step),
+            Self::ServerAway { .. } => (
+                Transient,
+                "DependencyTimeoutException",
+                "see whether the key service runs, can be reached and is unsealed",
+            ),
             Self::System { .. } => (
                 Transient,
                 "KMSInternalException",
@@ -214,6 +273,17 @@ impl Refusal {
                 NotPermitted,
                 "UnsafePlace",
                 "give it to the daemon's user and take access from all others (chmod go=)",
+            ),
+            Self::UnsuitableKey { .. } => (
+                CallerBug,
+                "InvalidKeyUsageException",
+                "make one of type aes256-gcm96 with derived=true",
+            ),
+            // It says nothing about the key, but asking again does not help.
+            Self::UntrustedServer { .. } => (
+                Transient,
+                UNTRUSTED_SERVER,
+                "see who answers there; if it is the key service, renew its certificate or correct `ca-file` and `address`",
             ),
             Self::VolumeKey { .. } => (Transient, "KMSInternalException", "try again"),
             Self::WrappedKeyLength { .. } => (

@@ -84,6 +84,19 @@ pub struct KeyFailure {
 /// says nothing about the key; but no repetition helps before the operator raises a limit.
 pub const LOCKED_MEMORY_UNAVAILABLE: &str = "LockedMemoryUnavailable";
 
+/// What a provider calls it when the server that answers is not proved to be the key service. Of the class
+/// [`FailureClass::Transient`], because it says nothing about the key; but no repetition helps.
+pub const UNTRUSTED_SERVER: &str = "UntrustedServer";
+
+impl KeyFailure {
+    /// Whether the same call may succeed a little later, without anybody changing anything here.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        let lasting = [LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER];
+        self.class == FailureClass::Transient && !lasting.contains(&self.provider_error.as_str())
+    }
+}
+
 /// Why a batch has no reply. Calls that reached the provider may have taken effect all the same.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -11,6 +11,7 @@ use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
+use super::transit::TransitService;
 
 /// Version of these messages. Daemon and child come from one build; another number is refused.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -90,6 +91,8 @@ pub struct Provider {
 pub enum Service {
     /// Keys in an SQLite file on this host, sealed by a master key.
     Local(LocalService),
+    /// The transit engine of an OpenBao or HashiCorp Vault server.
+    Transit(TransitService),
 }
 
 /// Configuration of the `local` provider. Paths are absolute.

@@ -2,7 +2,7 @@
 //! HTTP statuses and exit codes) and says the next step.
 
 use sealvol_control::api::{ApiError, ErrorKind};
-use sealvol_control::keychild::{FailureClass, Fault, LOCKED_MEMORY_UNAVAILABLE};
+use sealvol_control::keychild::{FailureClass, Fault, LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER};
 use sealvol_store::StoreError;
 use sealvol_volume::VolumeError;
 
@@ -101,7 +101,9 @@ fn of_key_failure(class: FailureClass, provider_error: &str) -> ErrorKind {
         FailureClass::KeyUnusable | FailureClass::NotPermitted | FailureClass::WrongKeyOrTamper => {
             ErrorKind::Refused
         }
-        FailureClass::Transient if provider_error == LOCKED_MEMORY_UNAVAILABLE => {
+        FailureClass::Transient
+            if [LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER].contains(&provider_error) =>
+        {
             ErrorKind::Refused
         }
         FailureClass::Transient => ErrorKind::Failed,

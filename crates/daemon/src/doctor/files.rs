@@ -33,6 +33,8 @@ pub(super) fn look(daemon: &Daemon) -> Vec<Check> {
             MasterKey::File { path } => Some(master_key(&provider.name, path, &local.database)),
             MasterKey::Credential { .. } | MasterKey::Passphrase => None,
         },
+        // Whether its credentials are private is seen by who reads them, for each use.
+        Service::Transit(_) => None,
     }));
     checks
 }

@@ -82,7 +82,9 @@ impl Daemon {
     /// Makes the key `default` of each embedded key service that has no database yet.
     pub(crate) async fn make_first_keys(&self) {
         for provider in self.keys.providers() {
-            let Service::Local(local) = &provider.service;
+            let Service::Local(local) = &provider.service else {
+                continue;
+            };
             if !local.create || local.database.exists() {
                 continue;
             }

@@ -55,7 +55,7 @@ pub(super) fn create_directory(path: &Path) -> Result<(), Refusal> {
 }
 
 /// The directory that an absolute path to a file names.
-pub(super) fn parent(path: &Path) -> Result<&Path, Refusal> {
+pub(crate) fn parent(path: &Path) -> Result<&Path, Refusal> {
     match path.parent() {
         Some(directory) if path.is_absolute() && path.file_name().is_some() => Ok(directory),
         _ => Err(Refusal::NoFilePath {
@@ -65,7 +65,7 @@ pub(super) fn parent(path: &Path) -> Result<&Path, Refusal> {
 }
 
 /// Opens a file for reading and tells what it is. Never blocks on a FIFO, never follows a link.
-pub(super) fn open_to_read(path: &Path) -> io::Result<(File, Metadata)> {
+pub(crate) fn open_to_read(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let file = OpenOptions::new()
         .read(true)

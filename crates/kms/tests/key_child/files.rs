@@ -65,7 +65,9 @@ async fn nothing_is_made_where_the_configuration_does_not_allow_it() {
             name: "default".to_owned(),
         }],
     );
-    let sealvol_control::keychild::Service::Local(service) = &mut batch.provider.service;
+    let sealvol_control::keychild::Service::Local(service) = &mut batch.provider.service else {
+        unreachable!("a place has a local provider");
+    };
     service.create = false;
     let failure = child()
         .call(&batch)
