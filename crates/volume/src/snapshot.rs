@@ -24,7 +24,7 @@ use crate::commit::CommitFailed;
 use crate::error::VolumeError;
 use crate::layer::Layer;
 use crate::open::{Access, LayerParts, open_top};
-use crate::stack::Stack;
+use crate::stack::{Stack, linked};
 use crate::volume::Volume;
 
 /// A switch that is made in memory and not on disk yet.
@@ -157,7 +157,9 @@ impl<S: Store> Volume<S> {
             let layer = params.layer;
             return Err(VolumeError::BrokenStack { layer, cause });
         }
-        open_top(&self.layers(), parts, Access::Writable).await
+        // A layer that was merged with the one above it may still be there, until it is left out.
+        let below = linked(Some(self.top().id()), &self.layers());
+        open_top(&below, parts, Access::Writable).await
     }
 
     /// Has every commit from now on finish a switch first.

@@ -327,6 +327,29 @@ fn a_snapshot_in_the_middle_of_a_merge_ends_it_and_it_begins_anew() {
 }
 
 #[test]
+fn a_snapshot_is_made_while_a_layer_that_was_merged_is_not_left_out_yet() {
+    for dying in [0, 1] {
+        let (mut tower, id, volume) = four_layers(1, UnitSize::B4096);
+        let stack = tower.stack(id).to_vec();
+        let merge = tower.start_merge(&volume, stack[dying]);
+        tower.executor.finish(&merge).unwrap();
+        tower.snapshot(&volume, key(2)).unwrap();
+        tower.write(&volume, 9 * BLOCK, &block(70)).unwrap();
+        tower.merged(&volume, stack[dying]);
+        tower.flush(&volume).unwrap();
+        assert_eq!(volume.layers().len(), 4);
+        check(&mut tower, &volume, 3);
+        let snapshot = snapshot_of(&mut tower, &volume, stack[3]);
+        check(&mut tower, &snapshot, 3);
+        drop((volume, snapshot));
+        tower.restart();
+        let volume = tower.open(id).unwrap();
+        check(&mut tower, &volume, 3);
+        assert_eq!(tower.read(&volume, 9 * BLOCK, 4096).unwrap(), block(70));
+    }
+}
+
+#[test]
 fn an_entry_of_a_sealed_layer_comes_after_the_sync_of_what_it_names() {
     let (mut tower, id, volume) = four_layers(1, UnitSize::B4096);
     let stack = tower.stack(id).to_vec();
