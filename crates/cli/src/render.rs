@@ -2,6 +2,8 @@
 
 pub(crate) mod bench;
 
+use std::time::Duration;
+
 use sealvol_control::api;
 use sealvol_control::size::Size;
 
@@ -69,6 +71,10 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
             ("connections", attachment.connections.to_string()),
             ("access", attachment.access.clone()),
         ]);
+        let waits = &attachment.waits;
+        if waits.count > 0 {
+            pairs.push(("waits", waits_line(waits)));
+        }
     }
     pairs.extend(volume.loss.iter().map(|loss| ("loss", loss.clone())));
     pairs.extend(
@@ -84,6 +90,17 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
         pairs.push(("layer", layer_line(layer)));
     }
     fields(&pairs)
+}
+
+/// How long requests waited for snapshots.
+fn waits_line(waits: &api::Waits) -> String {
+    let millis = |nanos: u64| Duration::from_nanos(nanos).as_secs_f64() * 1000.0;
+    format!(
+        "{} requests for changes of its layers, 99 % of them at most {:.3} ms, the longest {:.3} ms",
+        waits.count,
+        millis(waits.p99),
+        millis(waits.longest)
+    )
 }
 
 pub(crate) fn limited(volume: &api::Volume) -> String {

@@ -43,6 +43,12 @@ fn attached_fixture(name: &str) -> api::Volume {
         attached_by: 1000,
         connections: 2,
         access: "plain calls inline".into(),
+        waits: api::Waits {
+            count: 3,
+            p99: 87_041,
+            longest: 1_250_000,
+            histogram: Vec::new(),
+        },
     };
     let attachment = Some(attachment);
     api::Volume {
@@ -90,6 +96,7 @@ allowed:      uid 0, uid 1000
 attached by:  uid 1000
 connections:  2
 access:       plain calls inline
+waits:        3 requests for changes of its layers, 99 % of them at most 0.087 ms, the longest 1.250 ms
 loss:         fdatasync of data failed: I/O error
 depth:        1
 layer:        8a1b data key c3d4 generation 7

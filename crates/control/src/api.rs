@@ -440,6 +440,31 @@ pub struct Attachment {
     pub connections: usize,
     /// How the store is reached.
     pub access: String,
+    /// How long requests waited for snapshots and other changes of its layers.
+    pub waits: Waits,
+}
+
+/// How long requests waited for the moment at which a volume's layers change, since it was attached. Times are
+/// nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waits {
+    /// Requests that had to wait.
+    pub count: u64,
+    /// 99 of 100 waited no longer.
+    pub p99: u64,
+    /// The longest wait.
+    pub longest: u64,
+    /// How many waited how long, the shortest first; what is not named is 0.
+    pub histogram: Vec<WaitBucket>,
+}
+
+/// Waits of about the same length.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitBucket {
+    /// They were no longer than this, and three quarters of it at least.
+    pub up_to: u64,
+    /// How many there were.
+    pub count: u64,
 }
 
 /// One layer of a volume.

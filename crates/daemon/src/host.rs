@@ -2,8 +2,9 @@
 //! memory outside the layer.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 use sealvol_crypto::Commitment;
 use sealvol_volume::{Change, Damage, Host, LayerId, Loss, MapCache, Task, VolumeError};
@@ -125,6 +126,11 @@ impl Host for LayerHost {
             let recorded = registry.call(move |db| db.set_sealed(sealed)).await;
             recorded.map_err(|error| VolumeError::Registry(error.to_string()))
         })
+    }
+
+    fn now(&self) -> Duration {
+        static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+        STARTED.elapsed()
     }
 
     fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {

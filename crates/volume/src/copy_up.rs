@@ -204,7 +204,7 @@ impl<S: Store> Volume<S> {
                     copied += bytes;
                     at = chunk.end;
                 }
-                None => drop(self.next_stack().await),
+                None => drop(self.open_stack().await),
             }
             yield_now().await;
         }

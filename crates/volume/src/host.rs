@@ -101,11 +101,6 @@ pub trait Host: Send + Sync + 'static {
         Duration::ZERO
     }
 
-    /// A request had to begin anew because of a snapshot, and went on after so long.
-    fn stalled(&self, waited: Duration) {
-        let _ = waited;
-    }
-
     /// Before a layer that was not closed is opened: the changes, in order, that the last session left in the working
     /// state. It has one of these numbers: the second one if it was begun and its superblock never written. Nothing is
     /// forgotten by it.

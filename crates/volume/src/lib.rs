@@ -21,6 +21,7 @@
 //! | copying up, and giving up what lies below | `copy_up.rs` |
 //! | making one layer of two | `merge.rs` |
 //! | filling what holds no data | `materialise.rs` |
+//! | how long requests waited for a cut | `waits.rs` |
 //! | what a layer says of itself, and whether it is so | `adopt.rs` |
 //!
 //! The crate has no runtime, thread, clock or socket of its own: stores, key and [`Host`] come from outside, so that
@@ -62,6 +63,7 @@ mod stack;
 mod superblock;
 mod sync;
 mod volume;
+mod waits;
 mod write;
 mod zero;
 
@@ -84,5 +86,6 @@ pub use open::{
 pub use snapshot::snapshot_all;
 pub use superblock::{LayerParams, MAX_WRAPPED_KEY, WrappedKey};
 pub use volume::{MapRun, Volume};
+pub use waits::Waits;
 pub use write::PreparedWrite;
 pub use zero::Zeroing;

@@ -83,7 +83,7 @@ impl<S: Store> Volume<S> {
             if let Some(hole) = hole {
                 let next = end.min((hole.first / PIECE + 1) * PIECE);
                 let Some(filled) = self.fill(&stack, hole.first..next).await? else {
-                    self.next_stack().await;
+                    drop(self.open_stack().await);
                     continue;
                 };
                 written += filled;

@@ -27,6 +27,7 @@ use crate::slots;
 use crate::snapshot::Switch;
 use crate::stack::Stack;
 use crate::superblock::WrappedKey;
+use crate::waits::{Histogram, Waits};
 use crate::zero::yield_now;
 
 /// Neighbouring bytes in one state, as `volume map` shows them.
@@ -63,6 +64,7 @@ pub struct Volume<S> {
     pub(crate) commits: Commits,
     /// Durable writes under way: the kernel may report to one of them what a sync should have heard.
     pub(crate) durable_writes: Epochs,
+    waits: Histogram,
 }
 
 impl<S: Store> Volume<S> {
@@ -82,6 +84,7 @@ impl<S: Store> Volume<S> {
             epochs: Epochs::default(),
             commits: Commits::default(),
             durable_writes: Epochs::default(),
+            waits: Histogram::default(),
         }
     }
 
@@ -111,18 +114,30 @@ impl<S: Store> Volume<S> {
         self.stack.load().layers().cloned().collect()
     }
 
-    /// The stack that changes may begin in, for a request that met a closed one.
+    /// The stack that changes may begin in, for a request that met a closed one. Its wait is counted.
     pub(crate) async fn next_stack(&self) -> Arc<Stack<S>> {
         let began = self.host.now();
+        let stack = self.open_stack().await;
+        self.waits.record(self.host.now().saturating_sub(began));
+        stack
+    }
+
+    /// The same, for what works in the background.
+    pub(crate) async fn open_stack(&self) -> Arc<Stack<S>> {
         loop {
             listener!(self.switched => switched);
             let stack = self.stack.load_full();
             if !stack.is_closed() {
-                self.host.stalled(self.host.now().saturating_sub(began));
                 return stack;
             }
             switched.await;
         }
+    }
+
+    /// How long requests waited because its layers were changed, since it was opened.
+    #[must_use]
+    pub fn waits(&self) -> Waits {
+        self.waits.seen()
     }
 
     pub(crate) fn switching(&self) -> MutexGuard<'_, Option<Switch<S>>> {

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sealvol_control::api::{self, VolumeName, VolumeState};
 use sealvol_crypto::UnitSize;
-use sealvol_volume::{BlockState, DataKeyId, LayerId, VolumeId};
+use sealvol_volume::{BlockState, DataKeyId, LayerId, VolumeId, Waits};
 
 use crate::control::reply;
 use crate::daemon::Daemon;
@@ -197,6 +198,7 @@ impl Daemon {
             attached_by: attached.map_or(0, |attached| attached.by),
             connections: export.connected(),
             access: export.volume.access_path().to_owned(),
+            waits: waits(&export.volume.waits()),
         }
     }
 
@@ -220,6 +222,23 @@ impl Daemon {
             Backing::State => self.state.layers(),
             Backing::Directory(path) | Backing::Device(path) => path.clone(),
         }
+    }
+}
+
+fn waits(waits: &Waits) -> api::Waits {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    api::Waits {
+        count: waits.count,
+        p99: nanos(waits.percentile(99)),
+        longest: nanos(waits.longest),
+        histogram: waits
+            .buckets
+            .iter()
+            .map(|&(up_to, count)| api::WaitBucket {
+                up_to: nanos(up_to),
+                count,
+            })
+            .collect(),
     }
 }
 

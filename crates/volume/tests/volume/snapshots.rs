@@ -133,8 +133,8 @@ fn a_request_that_waits_for_its_turn_during_the_cut_goes_to_the_new_top() {
         tower.executor.finish(&filled).unwrap();
         let found = in_snapshot(&mut tower, &volume, &sealed, MIB);
         assert_eq!(found, block(3), "what came later is not in the snapshot");
-        let top = volume.layers()[1].id();
-        assert!(tower.registry(top).stalls() >= 2);
+        // Those of the three that met the closed stack; what is materialised is nobody's request.
+        assert!((2..=3).contains(&volume.waits().count));
         let found = tower.read(&volume, MIB, 4096).unwrap();
         let fits = |byte: &u8| [0, 4, 5].contains(byte);
         assert!(found.iter().all(fits), "{:?}", &found[..200]);

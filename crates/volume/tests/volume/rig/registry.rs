@@ -1,7 +1,6 @@
 //! The host of a volume under test: it remembers what the daemon's registry and its runtime directory would.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use sealvol_crypto::Commitment;
 use sealvol_store::fault::FaultDisk;
@@ -34,7 +33,6 @@ struct State {
     is_head: bool,
     /// Whether making it that fails.
     refuses_head: bool,
-    stalls: usize,
 }
 
 /// What a test does in the middle of a call that the volume makes.
@@ -76,7 +74,6 @@ impl Registry {
                 watch: Watch::default(),
                 is_head: false,
                 refuses_head: false,
-                stalls: 0,
             }),
         })
     }
@@ -89,11 +86,6 @@ impl Registry {
     /// Makes switching the head to the layer fail from now on.
     pub(crate) fn refuse_head(&self, refuses: bool) {
         self.state.lock().unwrap().refuses_head = refuses;
-    }
-
-    /// How often a request had to begin anew because of a snapshot.
-    pub(crate) fn stalls(&self) -> usize {
-        self.state.lock().unwrap().stalls
     }
 
     pub(crate) fn pins(&self) -> Pins {
@@ -174,10 +166,6 @@ impl Host for RegistryHost {
             state.is_head = true;
             Ok(())
         })
-    }
-
-    fn stalled(&self, _waited: Duration) {
-        self.0.state.lock().unwrap().stalls += 1;
     }
 
     fn adopt(&self, sessions: [u64; 2]) -> Result<Vec<Change>, VolumeError> {
