@@ -253,7 +253,7 @@ impl<'a> Daemon<'a> {
 
 /// The same command, killed by the kernel should this thread end without its `Drop`: a runner that gives up on a test kills only
 /// the test.
-fn mortal(command: &Command) -> Command {
+pub fn mortal(command: &Command) -> Command {
     let mut mortal = Command::new("setpriv");
     mortal
         .args(["--pdeathsig", "KILL"])

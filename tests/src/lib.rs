@@ -12,6 +12,8 @@ pub mod block_device;
 pub mod crowd;
 pub mod daemon;
 pub mod evidence;
+pub mod load;
+pub mod machine;
 pub mod openbao;
 pub mod outcome;
 pub mod pattern;

@@ -3,266 +3,61 @@
 //!
 //! In the same way, while another hand makes snapshots all the time: killed in the middle of one, the volume comes back with
 //! everything that was acknowledged, and each snapshot that was told of is there. And while another hand gives the volume one key
-//! after the other: killed in the middle of a re-key, the next daemon goes on with it, and it ends right.
+//! after the other: killed in the middle of a re-key, the next daemon goes on with it, and it ends right. And while both do so, with
+//! snapshots deleted in between, so that merges are under way as well. Each snapshot holds what it may hold, the same each time.
 //!
 //! `SEALVOL_ROUNDS` kills so many times (10 if it is not set), `SEALVOL_SEED` repeats the choices of a run; what the scheduler
 //! does to them can't be repeated.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sealvol_tests::daemon::Daemon;
-use sealvol_tests::pattern;
-use sealvol_tests::peer::{Address, BLOCK, Peer, command, request};
+use sealvol_tests::load::{Choices, Cut, Record, Survives, Writer};
+use sealvol_tests::outcome::Outcome;
+use sealvol_tests::peer::Address;
 use sealvol_tests::place::Place;
 
 const NAME: &str = "loaded";
 const WRITERS: u64 = 4;
 /// Blocks that one writer has for itself.
 const SHARE: u64 = 1024;
-/// Between the shares: they lie in different map pages.
-const STRIDE: u64 = 20 * 1024;
-const REQUESTS_IN_FLIGHT: usize = 16;
-
-/// What is known of a block: the newest version that a FLUSH covers, that was acknowledged, that was sent, and that was sent
-/// and is zeros. Odd versions are zeros, and so is 0, which nobody wrote.
-#[derive(Clone, Copy, Debug, Default)]
-struct Versions {
-    flushed: u64,
-    acknowledged: u64,
-    sent: u64,
-    zeroed: u64,
-}
-
-impl Versions {
-    fn next(&mut self, zeros: bool) -> u64 {
-        self.sent = self.sent / 2 * 2 + 2 + u64::from(zeros);
-        if zeros {
-            self.zeroed = self.sent;
-        }
-        self.sent
-    }
-}
-
-/// The blocks of all writers, one share after the other.
-struct Record {
-    blocks: Mutex<Vec<Versions>>,
-    acknowledged: AtomicU64,
-}
-
-/// Where a block of the record is in the volume.
-fn offset(block: u64) -> u64 {
-    (block / SHARE * STRIDE + block % SHARE) * BLOCK as u64
-}
-
-fn content(block: u64, version: u64) -> Vec<u8> {
-    assert!(version.is_multiple_of(2) && version > 0, "zeros");
-    let mut bytes = Vec::with_capacity(BLOCK);
-    while bytes.len() < BLOCK {
-        bytes.extend_from_slice(&block.to_le_bytes());
-        bytes.extend_from_slice(&version.to_le_bytes());
-    }
-    bytes
-}
-
-/// Numbers that follow from a seed.
-struct Choices(u64);
-
-impl Choices {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 += 1;
-        let bytes = pattern::bytes(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d), 8);
-        u64::from_le_bytes(bytes.try_into().expect("eight bytes")) % bound
-    }
-}
-
-/// A request in flight.
-enum Sent {
-    /// So many blocks from the first on, each with its new version; whether with FUA.
-    Written(u64, Vec<u64>, bool),
-    /// FLUSH, and what was acknowledged when it was sent.
-    Flush(Vec<u64>),
-}
-
-struct Writer<'a> {
-    record: &'a Record,
-    peer: Peer,
-    share: u64,
-    choices: Choices,
-    in_flight: BTreeMap<u64, Sent>,
-    /// Blocks whose requests were in flight when their connection ended: they may still come to pass.
-    uncertain: Vec<u64>,
-    next_cookie: u64,
-}
-
-impl Writer<'_> {
-    /// Writes until the connection breaks.
-    fn run(&mut self, address: &Address) -> io::Result<()> {
-        loop {
-            if self.choices.below(3000) == 0 {
-                self.reconnect(address)?;
-            }
-            while self.in_flight.len() < REQUESTS_IN_FLIGHT {
-                self.send_one()?;
-            }
-            let (cookie, errno) = self.peer.reply()?;
-            assert_eq!(errno, 0, "a request was refused");
-            let sent = self.in_flight.remove(&cookie).expect("a cookie of ours");
-            self.acknowledge(sent);
-        }
-    }
-
-    /// Leaves without a word, with requests in flight.
-    fn reconnect(&mut self, address: &Address) -> io::Result<()> {
-        for sent in std::mem::take(&mut self.in_flight).into_values() {
-            if let Sent::Written(first, versions, _) = sent {
-                self.uncertain.extend(first..first + versions.len() as u64);
-            }
-        }
-        self.peer = Peer::open(address, NAME)?;
-        Ok(())
-    }
-
-    fn send_one(&mut self) -> io::Result<()> {
-        self.next_cookie += 1;
-        let cookie = self.next_cookie;
-        if self.choices.below(64) == 0 {
-            let blocks = self.record.blocks.lock().expect("no panic");
-            let covered = blocks.iter().map(|block| block.acknowledged).collect();
-            drop(blocks);
-            self.in_flight.insert(cookie, Sent::Flush(covered));
-            return self.peer.send(&request(command::FLUSH, 0, cookie, 0, 0));
-        }
-        let count = match self.choices.below(6) {
-            0 => 2,
-            1 => 4,
-            2 => 16,
-            _ => 1,
-        };
-        let first = self.share * SHARE + self.choices.below(SHARE - count);
-        let range = first..first + count;
-        let busy = self.in_flight.values().any(|sent| match sent {
-            Sent::Written(start, versions, _) => {
-                *start < range.end && range.start < start + versions.len() as u64
-            }
-            Sent::Flush(_) => false,
-        });
-        if busy || self.uncertain.iter().any(|block| range.contains(block)) {
-            return Ok(());
-        }
-        let zeros = self.choices.below(10) == 0;
-        let versions: Vec<u64> = {
-            let mut blocks = self.record.blocks.lock().expect("no panic");
-            range
-                .clone()
-                .map(|block| blocks[usize::try_from(block).expect("small")].next(zeros))
-                .collect()
-        };
-        let fua = self.choices.below(50) == 0;
-        let flags = if fua { command::FUA } else { 0 };
-        let length = u32::try_from(count * BLOCK as u64).expect("small");
-        let kind = if zeros {
-            command::WRITE_ZEROES
-        } else {
-            command::WRITE
-        };
-        let mut bytes = request(kind, flags, cookie, offset(first), length).to_vec();
-        if !zeros {
-            for (block, version) in range.zip(&versions) {
-                bytes.extend(content(block, *version));
-            }
-        }
-        self.in_flight
-            .insert(cookie, Sent::Written(first, versions, fua));
-        self.peer.send(&bytes)
-    }
-
-    fn acknowledge(&self, sent: Sent) {
-        let mut blocks = self.record.blocks.lock().expect("no panic");
-        match sent {
-            Sent::Written(first, versions, fua) => {
-                for (block, version) in (first..).zip(&versions) {
-                    let block = &mut blocks[usize::try_from(block).expect("small")];
-                    block.acknowledged = *version;
-                    if fua {
-                        block.flushed = *version;
-                    }
-                }
-                let count = versions.len() as u64;
-                self.record.acknowledged.fetch_add(count, Ordering::Relaxed);
-            }
-            Sent::Flush(covered) => {
-                for (block, version) in blocks.iter_mut().zip(covered) {
-                    block.flushed = block.flushed.max(version);
-                }
-            }
-        }
-    }
-}
-
-/// Reads everything back and judges it; what was found counts as acknowledged from now on, for it was read.
-fn judge(address: &Address, record: &Record, round: u64) {
-    let mut peer = Peer::open(address, NAME).expect("the volume is attached again");
-    let mut blocks = record.blocks.lock().expect("no panic");
-    let mut lost = Vec::new();
-    for share in 0..WRITERS {
-        let len = u32::try_from(SHARE * BLOCK as u64).expect("small");
-        let data = peer.read(offset(share * SHARE), len).expect("read");
-        for (found, block) in data.chunks_exact(BLOCK).zip(share * SHARE..) {
-            let known = &mut blocks[usize::try_from(block).expect("small")];
-            let version = found_version(block, found, *known);
-            let version = version.unwrap_or_else(|| {
-                panic!("round {round}: block {block} ({known:?}) holds bytes that nobody wrote to it: {:02x?}", &found[..32])
-            });
-            if version < known.acknowledged {
-                lost.push((block, version, *known));
-            }
-            known.acknowledged = version;
-        }
-    }
-    assert!(
-        lost.is_empty(),
-        "round {round}: {} blocks lost acknowledged writes, {} of them flushed (block, found, known): {:?}",
-        lost.len(),
-        lost.iter()
-            .filter(|(_, found, known)| *found < known.flushed)
-            .count(),
-        &lost[..lost.len().min(4)]
-    );
-}
-
-/// The version that a block holds, the newest that it may be; `None` if it is none that was sent.
-fn found_version(block: u64, found: &[u8], known: Versions) -> Option<u64> {
-    if found.iter().all(|byte| *byte == 0) {
-        return Some(known.zeroed);
-    }
-    let version = u64::from_le_bytes(found[8..16].try_into().expect("eight bytes"));
-    let was_sent = (1..=known.sent).contains(&version) && version.is_multiple_of(2);
-    (was_sent && found == content(block, version)).then_some(version)
-}
+/// Snapshots that are made in one life of the daemon, and that are left when the next one begins: a stack has 128 layers at most.
+const SNAPSHOTS_A_LIFE: u64 = 20;
+const SNAPSHOTS_LEFT: usize = 12;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().expect(variable))
 }
 
-/// Makes snapshots until the daemon is gone; those that were told of.
-fn snapshots(daemon: &Daemon<'_>, round: u64, killed: &AtomicBool) -> Vec<String> {
+/// Makes snapshots until the daemon is gone; those that were told of, and what each may hold.
+fn snapshots(
+    daemon: &Daemon<'_>,
+    record: &Record,
+    round: u64,
+    killed: &AtomicBool,
+) -> Vec<(String, Cut)> {
     let mut made = Vec::new();
-    for number in 0.. {
+    for number in 0..SNAPSHOTS_A_LIFE {
         let name = format!("{NAME}@r{round}.{number}");
+        let mut cut = record.before_cut();
         let outcome = daemon.sealvol(&["snapshot", "create", &name]);
         if killed.load(Ordering::SeqCst) || outcome.code != Some(0) {
             // It may be there or not; that it was refused while the daemon lived is a failure.
             let refused = outcome.code != Some(0) && !killed.load(Ordering::SeqCst);
-            assert!(!refused || outcome.stderr.contains("sock"), "{outcome}");
+            assert!(!refused || is_gone(&outcome), "{outcome}");
             break;
         }
-        made.push(name);
+        record.after_cut(&mut cut);
+        made.push((name, cut));
     }
     made
+}
+
+/// Whether a command failed because the daemon was killed under it.
+fn is_gone(outcome: &Outcome) -> bool {
+    let words = ["sock", "answer broke off", "cannot be read"];
+    words.iter().any(|word| outcome.stderr.contains(word))
 }
 
 /// Gives the volume another key, again and again, until the daemon is gone; how many times it was told that this is done.
@@ -279,11 +74,7 @@ fn rekeys(daemon: &Daemon<'_>, killed: &AtomicBool) -> u64 {
             Some(5) => std::thread::sleep(Duration::from_millis(5)),
             // It was killed between that look and this.
             _ => {
-                let gone = ["sock", "answer broke off", "cannot be read"];
-                assert!(
-                    gone.iter().any(|word| outcome.stderr.contains(word)),
-                    "{outcome}"
-                );
+                assert!(is_gone(&outcome), "{outcome}");
                 return done;
             }
         }
@@ -310,6 +101,17 @@ enum Meanwhile {
     Nothing,
     Snapshots,
     Rekeys,
+    Everything,
+}
+
+impl Meanwhile {
+    fn snapshots(self) -> bool {
+        matches!(self, Self::Snapshots | Self::Everything)
+    }
+
+    fn rekeys(self) -> bool {
+        matches!(self, Self::Rekeys | Self::Everything)
+    }
 }
 
 fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
@@ -331,40 +133,29 @@ fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
         .succeeded();
     daemon.attach(NAME);
     let address = Address::from(daemon.socket().as_path());
-    let record = Record {
-        blocks: Mutex::new(vec![
-            Versions::default();
-            usize::try_from(WRITERS * SHARE).expect("small")
-        ]),
-        acknowledged: AtomicU64::new(0),
-    };
+    let record = Record::new(WRITERS, SHARE);
     let mut choices = Choices(seed);
-    let (mut made, mut rekeyed) = (Vec::new(), 0);
+    let (mut made, mut rekeyed, mut judged) = (Vec::new(), 0, 0);
     for round in 0..rounds {
         let killed = AtomicBool::new(false);
         let life = Duration::from_millis(20 + choices.below(300));
-        let enough = record.acknowledged.load(Ordering::Relaxed) + 100;
+        let enough = record.acknowledged() + 100;
         std::thread::scope(|scope| {
             for share in 0..WRITERS {
-                let mut writer = Writer {
-                    record: &record,
-                    peer: Peer::open(&address, NAME).expect("the volume is attached again"),
-                    share,
-                    choices: Choices(choices.below(u64::MAX)),
-                    in_flight: BTreeMap::new(),
-                    uncertain: Vec::new(),
-                    next_cookie: 0,
-                };
-                let address = &address;
-                scope.spawn(move || writer.run(address).expect_err("the daemon was killed"));
+                let seed = choices.below(u64::MAX);
+                let writer = Writer::connect(&record, &address, NAME, share, seed);
+                let writer = writer.expect("the volume is attached again");
+                scope.spawn(|| writer.run().expect_err("the daemon was killed"));
             }
             sealvol_tests::programs::wait_for("the load", || {
-                (record.acknowledged.load(Ordering::Relaxed) > enough).then_some(())
+                (record.acknowledged() > enough).then_some(())
             });
-            let cutter = (meanwhile == Meanwhile::Snapshots)
-                .then(|| scope.spawn(|| snapshots(&daemon, round, &killed)));
-            let locksmith =
-                (meanwhile == Meanwhile::Rekeys).then(|| scope.spawn(|| rekeys(&daemon, &killed)));
+            let cutter = meanwhile
+                .snapshots()
+                .then(|| scope.spawn(|| snapshots(&daemon, &record, round, &killed)));
+            let locksmith = meanwhile
+                .rekeys()
+                .then(|| scope.spawn(|| rekeys(&daemon, &killed)));
             std::thread::sleep(life);
             killed.store(true, Ordering::SeqCst);
             daemon.kill_now();
@@ -377,35 +168,73 @@ fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
         });
         drop(daemon);
         daemon = Daemon::start(&place);
-        judge(&address, &record, round);
-        let listed = daemon.sealvol_json(&["snapshot", "list", NAME]);
-        let listed = listed["snapshots"].as_array().expect("a list");
-        for name in &made {
-            let found = listed.iter().find(|snapshot| snapshot["name"] == **name);
-            assert!(found.is_some(), "round {round}: {name} is gone");
-        }
-        if let Some(newest) = listed.last().and_then(|newest| newest["name"].as_str()) {
-            // What was cut in the middle is whole, too.
-            daemon.attach(newest);
-            daemon.detach(newest);
-        }
+        judge(&record, &address, round);
+        judged += judge_snapshots(&daemon, &record, &mut made, &mut choices);
     }
-    let acknowledged = record.acknowledged.load(Ordering::Relaxed);
     println!(
-        "{rounds} kills, {acknowledged} blocks acknowledged, {rekeyed} re-keys between two kills"
+        "{rounds} kills, {} blocks and {} flushes acknowledged, {judged} snapshots judged, {rekeyed} re-keys between two kills",
+        record.acknowledged(),
+        record.flushes()
     );
     daemon.stop();
     let daemon = Daemon::start(&place);
-    judge(&address, &record, rounds);
-    if meanwhile == Meanwhile::Rekeys {
+    judge(&record, &address, rounds);
+    if meanwhile.rekeys() {
         assert!(wait_for_jobs(&daemon) > 0, "no re-key began");
-        judge(&address, &record, rounds);
+        judge(&record, &address, rounds);
+        judge_snapshots(&daemon, &record, &mut made, &mut choices);
+    }
+    if meanwhile == Meanwhile::Rekeys {
         let volume = daemon.sealvol_json(&["volume", "show", NAME]);
         assert_eq!(volume["depth"], 1, "{volume}");
         assert_eq!(place.layer_files("data").len(), 1, "layers stay behind");
         assert_eq!(place.layer_files("meta").len(), 1, "layers stay behind");
     }
     daemon.stop();
+}
+
+fn judge(record: &Record, address: &Address, round: u64) {
+    let judged = record.judge(address, NAME, Survives::Answered);
+    judged.unwrap_or_else(|error| panic!("round {round}: {error}"));
+}
+
+/// Every snapshot that was told of is there; the newest, which was cut in the middle, is whole, and some hold what they should.
+/// If there are many, some go, and the daemon merges what they leave. How many were judged.
+fn judge_snapshots(
+    daemon: &Daemon<'_>,
+    record: &Record,
+    made: &mut Vec<(String, Cut)>,
+    choices: &mut Choices,
+) -> u64 {
+    let listed = daemon.sealvol_json(&["snapshot", "list", NAME]);
+    let listed = listed["snapshots"].as_array().expect("a list");
+    for (name, _) in &*made {
+        let found = listed.iter().find(|snapshot| snapshot["name"] == **name);
+        assert!(found.is_some(), "{name} is gone");
+    }
+    if let Some(newest) = listed.last().and_then(|newest| newest["name"].as_str()) {
+        daemon.attach(newest);
+        daemon.detach(newest);
+        if !made.iter().any(|(name, _)| name == newest) {
+            daemon.sealvol(&["snapshot", "delete", newest]).succeeded();
+        }
+    }
+    let mut judged = 0;
+    for (name, cut) in &mut *made {
+        if choices.below(6) == 0 {
+            daemon.attach(name);
+            let held = record.judge_cut(&daemon.address(), name, cut);
+            held.unwrap_or_else(|error| panic!("{error}"));
+            daemon.detach(name);
+            judged += 1;
+        }
+    }
+    while made.len() > SNAPSHOTS_LEFT {
+        let at = usize::try_from(choices.below(made.len() as u64)).expect("small");
+        let (name, _) = made.swap_remove(at);
+        daemon.sealvol(&["snapshot", "delete", &name]).succeeded();
+    }
+    judged
 }
 
 #[test]
@@ -426,4 +255,9 @@ fn acknowledged_writes_outlive_a_daemon_killed_in_the_middle_of_snapshots() {
 #[test]
 fn acknowledged_writes_outlive_a_daemon_killed_in_the_middle_of_rekeys() {
     kill_again_and_again("4096", Meanwhile::Rekeys);
+}
+
+#[test]
+fn acknowledged_writes_and_snapshots_outlive_a_daemon_killed_in_the_middle_of_everything() {
+    kill_again_and_again("4096", Meanwhile::Everything);
 }

@@ -204,7 +204,8 @@ fn after_a_kill(machine: &mut Machine, history: &Mutex<History>) -> Arc<Volume<D
     volume
 }
 
-fn several_lives(seed: u64, sector_size: UnitSize) {
+/// How many requests were begun.
+fn several_lives(seed: u64, sector_size: UnitSize) -> u64 {
     let mut machine = Machine::new(seed, SIZE, sector_size);
     machine.most = machine.random.below(4);
     let history = Arc::new(Mutex::new(History::default()));
@@ -256,12 +257,15 @@ fn several_lives(seed: u64, sector_size: UnitSize) {
         read_all(&mut machine, &volume) == before,
         "a clean detach changed what is read"
     );
+    versions
 }
 
 #[test]
 fn flushed_writes_survive_power_cuts_answered_ones_a_kill_and_nothing_unwritten_appears() {
-    for seed in seeds(60) {
-        several_lives(seed, UnitSize::B4096);
-        several_lives(seed, UnitSize::B512);
+    let mut requests = 0;
+    for seed in seeds(250) {
+        requests += several_lives(seed, UnitSize::B4096);
+        requests += several_lives(seed, UnitSize::B512);
     }
+    println!("{requests} requests");
 }

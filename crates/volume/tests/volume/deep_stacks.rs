@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sealvol_crypto::UnitSize;
 use sealvol_store::fault::{Hold, When};
 use sealvol_store::{Access, Directory, Durability, IoBuf, Operation, Store};
-use sealvol_volume::{BLOCK, META_FILE, Volume};
+use sealvol_volume::{BLOCK, LayerId, META_FILE, Volume, view};
 
 use crate::rig::{Disk, Random, Tower, key, seeds};
 
@@ -40,17 +40,20 @@ fn checked(tower: &mut Tower, volume: &Arc<Volume<Disk>>, model: &[u8], first: u
 }
 
 #[test]
-fn writes_trims_snapshots_and_cut_overs_are_seen_in_a_deep_stack_at_once() {
-    for seed in seeds(6) {
+fn writes_trims_snapshots_merges_and_cut_overs_are_seen_in_a_deep_stack_at_once() {
+    let mut merged = [0; 2];
+    for seed in seeds(8) {
         let mut tower = Tower::new(seed, UnitSize::B4096);
         let random = Random::new(seed);
         let id = tower.volume(SIZE);
         let volume = tower.open(id).unwrap();
         let mut model = vec![0_u8; usize::try_from(BLOCKS).unwrap()];
+        // What each snapshot held: its layer, and the model then.
+        let mut snapshots: Vec<(LayerId, Vec<u8>)> = Vec::new();
         for operation in 0..600_u64 {
             let at = random.below(BLOCKS);
             let blocks = (1 + random.below(70)).min(BLOCKS - at);
-            match random.below(20) {
+            match random.below(22) {
                 0..=5 => {
                     let fill = u8::try_from(1 + operation % 255).unwrap();
                     tower.write(&volume, byte_of(at), &block(fill)).unwrap();
@@ -65,17 +68,48 @@ fn writes_trims_snapshots_and_cut_overs_are_seen_in_a_deep_stack_at_once() {
                 }
                 7 if volume.layers().len() < HIGHEST => {
                     let number = u8::try_from(operation % 200).unwrap();
-                    tower.snapshot(&volume, key(number)).unwrap();
+                    let sealed = tower.snapshot(&volume, key(number)).unwrap();
+                    snapshots.push((sealed.id(), model.clone()));
                 }
                 7 => {
                     tower.copy_up(&volume).unwrap();
                     tower.cut_over(&volume).unwrap();
+                    snapshots.clear();
+                }
+                // What is kept of the stack before is of no use to the one after.
+                8 if volume.layers().len() > 1 => {
+                    let below = volume.layers().len() - 1;
+                    let depth = 1 + random.index(below);
+                    let dying = volume.layers()[depth].id();
+                    tower.merge(&volume, dying).unwrap();
+                    snapshots.retain(|(layer, _)| *layer != dying);
+                    merged[usize::from(depth > 1)] += 1;
+                }
+                9 if !snapshots.is_empty() => {
+                    let (layer, held) = &snapshots[random.index(snapshots.len())];
+                    let mut layers = volume.layers();
+                    layers.retain({
+                        let mut below = false;
+                        move |found| {
+                            below |= found.id() == *layer;
+                            below
+                        }
+                    });
+                    layers.reverse();
+                    let seen = tower.executor.run(async move { view(layers).await });
+                    checked(&mut tower, &seen.unwrap(), held, at, blocks);
                 }
                 _ => checked(&mut tower, &volume, &model, at, blocks),
             }
         }
         checked(&mut tower, &volume, &model, 0, BLOCKS);
         tower.close(volume).unwrap();
+        let volume = tower.open(id).unwrap();
+        checked(&mut tower, &volume, &model, 0, BLOCKS);
+    }
+    // One seed alone may see none of a kind.
+    if std::env::var_os("SEALVOL_SEED").is_none() {
+        assert!(merged.iter().all(|merges| *merges > 20), "{merged:?}");
     }
 }
 
