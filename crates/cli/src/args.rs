@@ -161,6 +161,13 @@ pub(crate) enum Volume {
     /// up to 256 KiB counts as one, a larger one as one for each 256 KiB; FLUSH is not counted. The
     /// limits hold for all connections together, from now on and after every later attach.
     Limit(Limit),
+    /// Say what becomes of an attached volume when its key is revoked
+    ///
+    /// hold: nothing, until it is attached again. enforce: while it is attached its key service is
+    /// asked again and again whether the key may still be used; once it says no, the volume is
+    /// detached by force and its key wiped. A key service that can't be asked is no revocation,
+    /// until the grace is over.
+    OnRevoke(OnRevoke),
     /// Bring a volume's content into one layer, while it is attached
     Flatten {
         /// Its name
@@ -209,6 +216,46 @@ pub(crate) struct Rekey {
     /// Watch the job until it has ended, as `job watch` does
     #[arg(long)]
     pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnRevoke {
+    /// Its name
+    pub(crate) name: VolumeName,
+    /// What is to happen
+    #[arg(value_enum)]
+    pub(crate) mode: RevokeMode,
+    /// How often to ask: seconds, or such as 5m, 1h
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = seconds)]
+    pub(crate) every: u32,
+    /// For how long the key service may be away: seconds, or such as 30m, 24h
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = seconds)]
+    pub(crate) grace: u32,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum RevokeMode {
+    /// Nothing, until it is attached again
+    Hold,
+    /// Detach it by force and wipe its key
+    Enforce,
+}
+
+/// A time: a number of seconds, minutes (m), hours (h) or days (d).
+fn seconds(text: &str) -> Result<u32, String> {
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        Some((at, 'd')) => (&text[..at], 86_400),
+        _ => (text, 1),
+    };
+    let number: u32 = digits
+        .parse()
+        .map_err(|_| "it is no time, such as 90, 5m, 24h, 7d".to_owned())?;
+    number
+        .checked_mul(unit)
+        .ok_or_else(|| "it is too long".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -83,6 +83,9 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
             .iter()
             .map(|why| ("attach failure", why.clone())),
     );
+    if let Some(found) = &volume.enforcement {
+        pairs.push(("on revoke", revocation(Some(found))));
+    }
     pairs.push(("depth", volume.depth.to_string()));
     pairs.extend(volume.origin.iter().map(|from| ("origin", origin(from))));
     pairs.extend(volume.job.iter().map(|job| ("job", job.to_string())));
@@ -101,6 +104,30 @@ fn waits_line(waits: &api::Waits) -> String {
         millis(waits.p99),
         millis(waits.longest)
     )
+}
+
+pub(crate) fn on_revoke(volume: &api::Volume) -> String {
+    let what = revocation(volume.enforcement.as_ref());
+    format!(
+        "Volume {}, if its key is revoked while it is attached: {what}\n",
+        volume.name
+    )
+}
+
+fn revocation(enforcement: Option<&api::Enforcement>) -> String {
+    let Some(found) = enforcement else {
+        return "hold".to_owned();
+    };
+    let api::Enforcement {
+        every_seconds,
+        grace_seconds,
+        away_seconds,
+    } = found;
+    let away = match away_seconds {
+        0 => String::new(),
+        seconds => format!("; its key service has been away for {seconds} s"),
+    };
+    format!("enforce, asked for every {every_seconds} s, grace {grace_seconds} s{away}")
 }
 
 pub(crate) fn limited(volume: &api::Volume) -> String {

@@ -17,6 +17,7 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
         key_version: 1,
         backing: "/var/lib/sealvol/layers".into(),
         limits: None,
+        enforcement: None,
         attachment: None,
         loss: None,
         attach_failure: None,
@@ -127,10 +128,24 @@ fn actions_say_what_they_did() {
     };
     let slow = api::Volume {
         limits: Some(limits),
+        enforcement: Some(api::Enforcement {
+            every_seconds: 300,
+            grace_seconds: 86_400,
+            away_seconds: 7,
+        }),
         ..volume.clone()
     };
     let said = "Volume v is limited to 3000 IOPS, 125M/s, burst 60 s\n";
     assert_eq!(limited(&slow), said);
+    assert_eq!(
+        on_revoke(&volume),
+        "Volume v, if its key is revoked while it is attached: hold\n"
+    );
+    assert_eq!(
+        on_revoke(&slow),
+        "Volume v, if its key is revoked while it is attached: enforce, asked for every 300 s, grace 86400 s; its key \
+         service has been away for 7 s\n"
+    );
     assert_eq!(detached(&volume), "Volume v detached\n");
     assert_eq!(
         resized(&volume),

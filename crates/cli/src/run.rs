@@ -10,7 +10,9 @@ use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{Adopt, Attach, Audit, Cli, Create, Exported, Key, Limit, Noun, Volume};
+use crate::args::{
+    Adopt, Attach, Audit, Cli, Create, Exported, Key, Limit, Noun, RevokeMode, Volume,
+};
 use crate::audit::{self, AuditError};
 use crate::doctor;
 use crate::flatten::{self, Progress};
@@ -143,6 +145,17 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
                 &client.limit_volume(&name, &request).await?,
                 render::limited,
             )
+        }
+        Volume::OnRevoke(options) => {
+            let request = match options.mode {
+                RevokeMode::Hold => api::OnRevoke::Hold,
+                RevokeMode::Enforce => api::OnRevoke::Enforce {
+                    every_seconds: options.every,
+                    grace_seconds: options.grace,
+                },
+            };
+            let set = client.set_on_revoke(&options.name, &request).await?;
+            print.answer(&set, render::on_revoke)
         }
         Volume::Flatten { name, materialise } => {
             if materialise {

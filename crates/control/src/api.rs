@@ -15,6 +15,7 @@
 //! | `POST /v1/volumes/NAME/detach`    | [`DetachVolume`]  | [`Volume`]      | attach     |
 //! | `POST /v1/volumes/NAME/resize`    | [`ResizeVolume`]  | [`Volume`]      | administer |
 //! | `POST /v1/volumes/NAME/limit`     | [`LimitVolume`]   | [`Volume`]      | administer |
+//! | `POST /v1/volumes/NAME/on-revoke` | [`OnRevoke`]      | [`Volume`]      | administer |
 //! | `GET /v1/volumes/NAME/flatten`    |                   | [`FlattenPlan`] | administer |
 //! | `POST /v1/volumes/NAME/flatten`   | [`FlattenVolume`] | [`Flattened`]   | administer |
 //! | `POST /v1/volumes/NAME/rewrap`    | [`RewrapVolume`]  | [`Rewrapped`]   | administer |
@@ -55,6 +56,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 mod jobs;
+mod revocation;
 mod rewrap;
 mod snapshots;
 mod status;
@@ -63,6 +65,7 @@ pub use jobs::{
     Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
     RekeyVolume, Rekeyed,
 };
+pub use revocation::{Enforcement, OnRevoke};
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
     AttachSnapshot, BadSnapshotName, ChangedExtent, CopySnapshot, CreateSnapshots, DeletedLayer,
@@ -392,6 +395,9 @@ pub struct Volume {
     /// Present if it has any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Present if its key is watched while it is attached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforcement: Option<Enforcement>,
     /// Present while it is attached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<Attachment>,

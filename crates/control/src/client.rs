@@ -196,6 +196,16 @@ impl Client {
             .await
     }
 
+    /// Says what becomes of a volume when its key is revoked while it is attached.
+    pub async fn set_on_revoke(
+        &self,
+        name: &VolumeName,
+        request: &api::OnRevoke,
+    ) -> Result<api::Volume, ClientError> {
+        self.send(Method::POST, &volume_path(name, "/on-revoke"), request)
+            .await
+    }
+
     /// Deletes a volume.
     pub async fn delete_volume(
         &self,

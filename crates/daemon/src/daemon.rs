@@ -26,6 +26,7 @@ use crate::jobs::Jobs;
 use crate::keys::Keys;
 use crate::operations::{Merges, OpenLayers};
 use crate::registry::{Registry, VolumeRow};
+use crate::revocation::Revocation;
 use crate::rights::Caller;
 use crate::state_dir::StateDir;
 use crate::working_state::BootId;
@@ -66,6 +67,8 @@ pub(crate) struct Daemon {
     pub(crate) benches: Benches,
     /// Work that goes on by itself.
     pub(crate) jobs: Jobs,
+    /// The keys that are watched.
+    pub(crate) revocation: Revocation,
     turns: Turns,
     /// Held shared by every operation; taken when the daemon stops, and true from then on.
     stopping: Arc<RwLock<bool>>,
@@ -116,6 +119,7 @@ impl Daemon {
             failures: Failures::default(),
             benches: Benches::default(),
             jobs: Jobs::default(),
+            revocation: Revocation::default(),
             turns: Turns::default(),
             stopping: Arc::default(),
         }

@@ -280,6 +280,35 @@ impl Keys {
         copies.iter().map(read).collect()
     }
 
+    /// Tries whether a wrapped key could be unwrapped now. Nobody gets its plaintext.
+    ///
+    /// # Errors
+    /// As an unwrap would fail: when the key service refuses or cannot be asked, or the record cannot be written.
+    pub(crate) async fn could_unwrap(
+        &self,
+        caller: Caller,
+        copy: &WrappedCopy,
+    ) -> Result<(), Error> {
+        let call = Call::Check {
+            key: copy.key.key().to_owned(),
+            wrapped: copy.blob.clone(),
+            context: copy.subject.context.clone(),
+        };
+        let asked = self
+            .ask(Right::Attach, &copy.key, call, Attempts::Several)
+            .await;
+        let asked = asked.map_err(|error| about(&copy.subject.name, error));
+        let version = asked.and_then(|(done, _)| match done {
+            Done::Check { key_version, .. } => Ok(key_version),
+            other => Err(mismatched(&other)),
+        });
+        let record = Record {
+            key_version: version.as_ref().ok().copied(),
+            ..record(Operation::Check, caller, &copy.subject, &copy.key)
+        };
+        self.record(record, version).await.map(drop)
+    }
+
     /// Tells what a provider says of one of its keys.
     ///
     /// # Errors

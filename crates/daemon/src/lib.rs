@@ -47,6 +47,7 @@ mod logging;
 mod operations;
 mod place;
 mod registry;
+mod revocation;
 mod rights;
 pub mod serve;
 mod state_dir;

@@ -171,6 +171,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
         tracing::warn!("TCP is served: whoever reaches the port may read and write every volume");
     }
     tasks.spawn(answer_control(Arc::clone(&daemon), control));
+    tasks.spawn(Arc::clone(&daemon).watch_keys());
     tasks.spawn(write_back::run(Arc::clone(&daemon.exports)));
     // A task of its own: what has begun is carried to its end also when a stop comes in between.
     let again = tokio::spawn({

@@ -80,6 +80,34 @@ pub struct KeyFailure {
     pub next_step: String,
 }
 
+impl KeyFailure {
+    /// Whether the key service says that the key may not be used: not that it can't be asked, or can't do its work for want
+    /// of its own files.
+    #[must_use]
+    pub fn is_revocation(&self) -> bool {
+        let of_the_key = match self.class {
+            FailureClass::GoneForEver
+            | FailureClass::KeyUnusable
+            | FailureClass::NotPermitted
+            | FailureClass::WrongKeyOrTamper => true,
+            FailureClass::CallerBug | FailureClass::Transient => false,
+        };
+        of_the_key && !OF_THE_SERVICE.contains(&self.provider_error.as_str())
+    }
+}
+
+/// What the embedded key service calls it when its own files are the trouble: that says nothing about any key.
+const OF_THE_SERVICE: [&str; 8] = [
+    "DatabaseDamaged",
+    "MasterKeyUnavailable",
+    "NewerFormat",
+    "NoDatabase",
+    "NoDirectory",
+    "OtherDatabase",
+    "UnsafePlace",
+    "WrongMasterKey",
+];
+
 /// What a provider calls it when the key child got no locked memory. Of the class [`FailureClass::Transient`], because it
 /// says nothing about the key; but no repetition helps before the operator raises a limit.
 pub const LOCKED_MEMORY_UNAVAILABLE: &str = "LockedMemoryUnavailable";

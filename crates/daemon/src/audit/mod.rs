@@ -68,6 +68,8 @@ pub(crate) enum Operation {
     AuditAnew,
     /// An attach was refused after its key was unwrapped, or before it was asked for.
     Attach,
+    /// It was tried whether a throw-away key could be unwrapped as a volume's data key would be.
+    Check,
     /// A volume was made that stands on layers of another one.
     Clone,
     /// A snapshot is copied into a new volume, or is.
@@ -88,6 +90,8 @@ pub(crate) enum Operation {
     Rekey,
     /// A superblock slot that was torn, or older than the other one, was written anew from that.
     Repair,
+    /// A volume is detached by force, because its key may not be used any more or nobody says that it may.
+    Revoke,
     /// A data key was wrapped anew: under another key, a newer version of it, or for another volume.
     Rewrap,
     /// Wrapped keys were overwritten.

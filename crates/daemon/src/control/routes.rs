@@ -34,6 +34,7 @@ enum Route {
     Detach(VolumeName),
     Resize(VolumeName),
     Limit(VolumeName),
+    OnRevoke(VolumeName),
     Map(VolumeName, u64),
     FlattenPlan(VolumeName),
     Flatten(VolumeName),
@@ -83,6 +84,7 @@ impl Route {
             | Self::DeleteVolume(_)
             | Self::Resize(_)
             | Self::Limit(_)
+            | Self::OnRevoke(_)
             | Self::Map(..)
             | Self::FlattenPlan(_)
             | Self::Flatten(_)
@@ -155,6 +157,7 @@ async fn carry_out(
                 .await?,
         ),
         Route::Resize(name) => json(&daemon.resize_volume(name, message(body)?).await?),
+        Route::OnRevoke(name) => json(&daemon.set_on_revoke(name, message(body)?).await?),
         Route::Limit(name) => json(&daemon.limit_volume(name, message(body)?).await?),
         Route::Map(name, offset) => json(&daemon.map_volume(&name, offset).await?),
         Route::FlattenPlan(name) => json(&daemon.flatten_plan(&name).await?),
@@ -232,6 +235,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["volumes", name, "attach"] if post => Route::Attach(name.parse()?),
         ["volumes", name, "detach"] if post => Route::Detach(name.parse()?),
         ["volumes", name, "resize"] if post => Route::Resize(name.parse()?),
+        ["volumes", name, "on-revoke"] if post => Route::OnRevoke(name.parse()?),
         ["volumes", name, "limit"] if post => Route::Limit(name.parse()?),
         ["volumes", name, "flatten"] if get => Route::FlattenPlan(name.parse()?),
         ["volumes", name, "flatten"] if post => Route::Flatten(name.parse()?),
@@ -411,6 +415,12 @@ mod tests {
                 Method::POST,
                 "/v1/volumes/v/limit".into(),
                 Route::Limit(v.clone()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/volumes/v/on-revoke".into(),
+                Route::OnRevoke(v.clone()),
                 Some(Right::Administer),
             ),
             (

@@ -42,7 +42,7 @@ impl Daemon {
     }
 
     /// Drains, closes and forgets an export; lets clients in again if it cannot be closed.
-    pub(super) async fn take_down(
+    pub(crate) async fn take_down(
         &self,
         volume: &VolumeName,
         export: Arc<Export>,

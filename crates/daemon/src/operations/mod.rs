@@ -17,6 +17,7 @@ mod jobs;
 mod keys;
 mod limit;
 mod merge;
+mod on_revoke;
 mod recover;
 mod rekey;
 mod rekey_end;

@@ -173,6 +173,7 @@ impl Daemon {
             key_version: wrapped_by.map_or(0, |by| by.key_version),
             backing: self.backing(&row.backing),
             limits: limits(row.limits),
+            enforcement: parts.enforcement,
             attachment,
             loss: row.loss,
             attach_failure: self.failures.of(row.name.as_str()),
@@ -264,6 +265,7 @@ struct Parts {
     origin: Option<api::Origin>,
     /// Number of the one that has not ended.
     job: Option<u64>,
+    enforcement: Option<api::Enforcement>,
 }
 
 fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Parts, RegistryError> {
@@ -282,6 +284,7 @@ fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Part
         layers,
         data_keys: registry.data_keys(volume)?,
         snapshots: registry.snapshots(volume)?,
+        enforcement: registry.enforcement(volume)?,
         job: registry.job_of(volume)?.map(|job| job.id.0),
     })
 }

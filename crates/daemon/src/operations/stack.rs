@@ -89,6 +89,29 @@ impl Daemon {
             .map_err(Error::volume(&row.name))
     }
 
+    /// What the data key of a volume's top is bound to, and the key that wraps it now.
+    pub(crate) async fn wrapped_under(&self, row: &VolumeRow) -> Result<(Subject, KeyRef), Error> {
+        let (id, top) = (row.id, row.top);
+        let (layers, by) = self
+            .registry
+            .call(move |registry| Ok((registry.stack(top)?, registry.data_keys(id)?)))
+            .await?;
+        let data_key = layers.first().map(|layer| layer.data_key);
+        let found = data_key.and_then(|data_key| Some((data_key, by.get(&data_key)?)));
+        let (data_key, by) = found.ok_or_else(|| {
+            Error::Internal(format!(
+                "volume {}: its data key is not registered",
+                row.name
+            ))
+        })?;
+        let subject = Subject {
+            id: row.id,
+            name: row.name.clone(),
+            context: context(row.id, data_key, row.sector_size),
+        };
+        Ok((subject, KeyRef::new(&by.provider, &by.key_id)?))
+    }
+
     /// The volume, if it is exported or a job has opened it.
     pub(super) fn open_by_anybody(&self, row: &VolumeRow) -> Option<Arc<Volume<FileStore>>> {
         let export = self.exports.get(row.name.as_str());

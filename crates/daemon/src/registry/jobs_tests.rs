@@ -350,7 +350,7 @@ fn a_registry_of_version_4_has_no_jobs_and_takes_them() {
     fixture
         .database
         .connection
-        .execute_batch("DROP TABLE jobs; DROP TABLE new_layers; PRAGMA user_version = 4")
+        .execute_batch("DROP TABLE jobs; DROP TABLE new_layers; DROP TABLE enforcements; PRAGMA user_version = 4")
         .expect("as version 4 left it");
     let mut fixture = fixture.reopened();
     assert_eq!(fixture.database.jobs().expect("read"), []);

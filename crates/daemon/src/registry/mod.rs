@@ -12,6 +12,7 @@
 //! It never holds key bytes, wrapped or not.
 
 mod database;
+mod enforcements;
 mod jobs;
 mod merges;
 mod new_layers;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 5;
+pub(super) const VERSION: i64 = 6;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -102,6 +102,16 @@ const JOBS: &str = "
     CREATE UNIQUE INDEX one_job_for_a_volume ON jobs (volume) WHERE ended IS NULL;
 ";
 
+/// Volumes whose key is watched while they are attached; times in seconds.
+const ENFORCEMENTS: &str = "
+    CREATE TABLE enforcements (
+        volume       TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+        every        INTEGER NOT NULL CHECK (every > 0),
+        grace        INTEGER NOT NULL CHECK (grace >= every),
+        away         INTEGER NOT NULL DEFAULT 0 CHECK (away >= 0)
+    ) STRICT;
+";
+
 /// What makes version 2 of version 1.
 const TO_VERSION_2: &str =
     "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
@@ -162,11 +172,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.execute_batch(TABLES)?;
             transaction.execute_batch(STACKS)?;
             transaction.execute_batch(JOBS)?;
+            transaction.execute_batch(ENFORCEMENTS)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1..=4) => {
+        (APPLICATION_ID, 1..=5) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
@@ -178,7 +189,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
                     transaction.execute_batch(step)?;
                 }
             }
-            transaction.execute_batch(JOBS)?;
+            if version <= 4 {
+                transaction.execute_batch(JOBS)?;
+            }
+            transaction.execute_batch(ENFORCEMENTS)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {
