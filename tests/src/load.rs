@@ -145,7 +145,7 @@ impl Record {
         const PIECE: u64 = 256;
         let piece = PIECE.min(self.share);
         let len = u32::try_from(piece * BLOCK as u64).expect("small");
-        let mut peer = Peer::open(address, export)?;
+        let mut peer = Peer::open_patiently(address, export)?;
         let mut bytes = Vec::new();
         for number in 0..self.writers * self.share / piece {
             bytes.extend(peer.read(self.offset(number * piece), len)?);
@@ -300,7 +300,7 @@ impl<'a> Writer<'a> {
             export,
             share,
             choices: Choices(seed),
-            peer: Peer::open(address, export)?,
+            peer: Peer::open_patiently(address, export)?,
             in_flight: BTreeMap::new(),
             uncertain: Vec::new(),
             next_cookie: 0,
@@ -336,7 +336,7 @@ impl<'a> Writer<'a> {
                 self.uncertain.extend(first..first + versions.len() as u64);
             }
         }
-        self.peer = Peer::open(self.address, self.export)?;
+        self.peer = Peer::open_patiently(self.address, self.export)?;
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! One end of an NBD connection that says exactly what it is told to: whole conversations, pieces of them, or noise. What a
 //! client library refuses to send, this sends.
 //!
-//! Always: whatever it waits for, it waits at most ten seconds. Never: a look into structured replies; who wants that takes libnbd.
+//! Always: whatever it waits for, it waits at most ten seconds, but for [`Peer::open_patiently`]. Never: a look into structured replies; who wants that takes libnbd.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -102,6 +102,20 @@ impl Peer {
         peer.take(GREETING_LEN)?;
         peer.send(&client_flags())?;
         peer.haggle(&option_go(name))?;
+        Ok(peer)
+    }
+
+    /// The same, and waits as long as it takes a server in an emulated machine that others keep from its processors.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_patiently(address: &Address, name: &str) -> io::Result<Self> {
+        let peer = Self::open(address, name)?;
+        let patience = Some(12 * PATIENCE);
+        match &peer.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(patience)?,
+            Stream::Unix(stream) => stream.set_read_timeout(patience)?,
+        }
         Ok(peer)
     }
 

@@ -9,7 +9,7 @@
 //! `SEALVOL_ROUNDS` kills so many times (10 if it is not set), `SEALVOL_SEED` repeats the choices of a run; what the scheduler
 //! does to them can't be repeated.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sealvol_tests::daemon::Daemon;
@@ -36,6 +36,7 @@ fn snapshots(
     record: &Record,
     round: u64,
     killed: &AtomicBool,
+    told: &AtomicU64,
 ) -> Vec<(String, Cut)> {
     let mut made = Vec::new();
     for number in 0..SNAPSHOTS_A_LIFE {
@@ -50,6 +51,7 @@ fn snapshots(
         }
         record.after_cut(&mut cut);
         made.push((name, cut));
+        told.fetch_add(1, Ordering::SeqCst);
     }
     made
 }
@@ -61,7 +63,7 @@ fn is_gone(outcome: &Outcome) -> bool {
 }
 
 /// Gives the volume another key, again and again, until the daemon is gone; how many times it was told that this is done.
-fn rekeys(daemon: &Daemon<'_>, killed: &AtomicBool) -> u64 {
+fn rekeys(daemon: &Daemon<'_>, killed: &AtomicBool, told: &AtomicU64) -> u64 {
     let mut done = 0;
     loop {
         let outcome = daemon.sealvol(&["volume", "rekey", NAME, "--wait"]);
@@ -69,7 +71,10 @@ fn rekeys(daemon: &Daemon<'_>, killed: &AtomicBool) -> u64 {
             return done;
         }
         match outcome.code {
-            Some(0) => done += 1,
+            Some(0) => {
+                done += 1;
+                told.fetch_add(1, Ordering::SeqCst);
+            }
             // The last daemon's goes on.
             Some(5) => std::thread::sleep(Duration::from_millis(5)),
             // It was killed between that look and this.
@@ -137,7 +142,7 @@ fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
     let mut choices = Choices(seed);
     let (mut made, mut rekeyed, mut judged) = (Vec::new(), 0, 0);
     for round in 0..rounds {
-        let killed = AtomicBool::new(false);
+        let (killed, told) = (AtomicBool::new(false), AtomicU64::new(0));
         let life = Duration::from_millis(20 + choices.below(300));
         let enough = record.acknowledged() + 100;
         std::thread::scope(|scope| {
@@ -152,10 +157,16 @@ fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
             });
             let cutter = meanwhile
                 .snapshots()
-                .then(|| scope.spawn(|| snapshots(&daemon, &record, round, &killed)));
+                .then(|| scope.spawn(|| snapshots(&daemon, &record, round, &killed, &told)));
             let locksmith = meanwhile
                 .rekeys()
-                .then(|| scope.spawn(|| rekeys(&daemon, &killed)));
+                .then(|| scope.spawn(|| rekeys(&daemon, &killed, &told)));
+            // Every other life is long enough for one of them at least, however busy this machine is.
+            if round % 2 == 1 && meanwhile != Meanwhile::Nothing {
+                sealvol_tests::programs::wait_for("what goes on meanwhile", || {
+                    (told.load(Ordering::SeqCst) > 0).then_some(())
+                });
+            }
             std::thread::sleep(life);
             killed.store(true, Ordering::SeqCst);
             daemon.kill_now();
@@ -176,6 +187,7 @@ fn kill_again_and_again(sector: &str, meanwhile: Meanwhile) {
         record.acknowledged(),
         record.flushes()
     );
+    assert!(!meanwhile.snapshots() || rounds < 2 || judged > 0);
     daemon.stop();
     let daemon = Daemon::start(&place);
     judge(&record, &address, rounds);
@@ -220,8 +232,9 @@ fn judge_snapshots(
         }
     }
     let mut judged = 0;
-    for (name, cut) in &mut *made {
-        if choices.below(6) == 0 {
+    let last = made.len().saturating_sub(1);
+    for (at, (name, cut)) in made.iter_mut().enumerate() {
+        if at == last || choices.below(6) == 0 {
             daemon.attach(name);
             let held = record.judge_cut(&daemon.address(), name, cut);
             held.unwrap_or_else(|error| panic!("{error}"));
