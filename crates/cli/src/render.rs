@@ -348,6 +348,7 @@ pub(crate) fn status(status: &api::Status) -> String {
         ("state directory", status.state_dir.display().to_string()),
         ("listening", status.listening.join(" ")),
         ("key memory", protection),
+        ("key services", key_services(&status.key_services)),
         ("audit log", audit_log(&status.audit)),
         ("self-test", selftest_result(&status.selftest)),
         (
@@ -362,6 +363,19 @@ pub(crate) fn status(status: &api::Status) -> String {
     let failures = status.failures.iter();
     pairs.extend(failures.map(|f| ("failure", format!("{}: {}", f.subject, f.message))));
     fields(&pairs)
+}
+
+fn key_services(services: &[api::KeyServiceStatus]) -> String {
+    let service = |service: &api::KeyServiceStatus| {
+        let api::KeyServiceStatus { name, kind, at, .. } = service;
+        let everything = if service.single_credential {
+            "; one credential for everything"
+        } else {
+            ""
+        };
+        format!("{name} ({kind}, {at}{everything})")
+    };
+    services.iter().map(service).collect::<Vec<_>>().join(", ")
 }
 
 fn audit_log(audit: &api::AuditStatus) -> String {

@@ -302,6 +302,20 @@ fn status_names_protection_and_failures() {
             keys: 2,
             failure: None,
         },
+        key_services: vec![
+            api::KeyServiceStatus {
+                name: "bao".into(),
+                kind: "transit".into(),
+                at: "https://bao.example:8200".into(),
+                single_credential: true,
+            },
+            api::KeyServiceStatus {
+                name: "local".into(),
+                kind: "local".into(),
+                at: "/var/lib/sealvol/keys/local.db".into(),
+                single_credential: false,
+            },
+        ],
         selftest: api::SelfTest {
             passed: true,
             tests: vec!["AES-256-XTS 4096".into(), "SHA-256".into()],
@@ -323,6 +337,7 @@ started:          2026-02-03T04:05:06Z
 state directory:  /var/lib/sealvol
 listening:        nbd+unix:///?socket=/run/sealvol/nbd.sock
 key memory:       secretmem, 2 keys in 64K locked
+key services:     bao (transit, https://bao.example:8200; one credential for everything), local (local, /var/lib/sealvol/keys/local.db)
 audit log:        last record 7:c0ffee; move /var/lib/sealvol/audit.verification-key to another machine
 self-test:        passed (2 tests)
 volumes:          1 attached, 3 available

@@ -72,7 +72,7 @@ pub use snapshots::{
     Snapshot, SnapshotChanges, SnapshotCopy, SnapshotDeleted, SnapshotList, SnapshotName,
     SnapshotRef, SnapshotState,
 };
-pub use status::{AuditStatus, Failure, KeyMemoryStatus, SelfTest, Status};
+pub use status::{AuditStatus, Failure, KeyMemoryStatus, KeyServiceStatus, SelfTest, Status};
 
 /// Path of [`Status`].
 pub const STATUS: &str = "/v1/status";

@@ -421,17 +421,21 @@ impl Keys {
         };
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
+        let mut before = None;
         loop {
-            let child = self
-                .child
-                .within(until.saturating_duration_since(Instant::now()));
-            let answer = self.call_child(&child, &batch).await;
             let left = until.saturating_duration_since(Instant::now());
+            let mut answer = self.call_child(&self.child.within(left), &batch).await;
+            if let (Err(KeyChildError::TimedOut { .. }), Some(told)) = (&answer, before.take()) {
+                // It had only what the others left: what they were told says more.
+                answer = told;
+            }
             let may_pass = match &answer {
                 Ok(answer) => may_pass(&answer.results),
                 Err(source) => source.fault() == Fault::Retry,
             };
-            if attempts == Attempts::One || !may_pass || left <= pause {
+            let wait = pause + jitter(pause);
+            let left = until.saturating_duration_since(Instant::now());
+            if attempts == Attempts::One || !may_pass || left <= wait + LEAST {
                 return answer.map_err(|source| Error::KeyChild {
                     volume: None,
                     key: key.clone(),
@@ -439,7 +443,8 @@ impl Keys {
                 });
             }
             tracing::warn!(key = %key, "key service failed, trying again");
-            tokio::time::sleep(pause + jitter(pause)).await;
+            before = Some(answer);
+            tokio::time::sleep(wait).await;
             pause *= 3;
         }
     }
@@ -514,3 +519,5 @@ fn jitter(pause: Duration) -> Duration {
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// With less time than this nobody is asked again: starting a child and connecting take a part of it.
+const LEAST: Duration = Duration::from_millis(200);

@@ -36,6 +36,8 @@ pub struct Status {
     pub audit: AuditStatus,
     /// The protection of key memory in force (`secretmem`, `mlock`), or why there is none.
     pub key_memory: KeyMemoryStatus,
+    /// The configured key services, by name.
+    pub key_services: Vec<KeyServiceStatus>,
     /// See [`SelfTest`].
     pub selftest: SelfTest,
     /// How many volumes there are, by state.
@@ -56,6 +58,20 @@ pub struct KeyMemoryStatus {
     /// Why there is no protection, and what to change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+/// A configured key service. Nobody asked it for this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyServiceStatus {
+    /// What key references call it.
+    pub name: String,
+    /// `local` or `transit`.
+    pub kind: String,
+    /// Its database or address.
+    pub at: String,
+    /// The credential that makes volumes can open them, too: the configuration allows it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub single_credential: bool,
 }
 
 /// Something that waits for the operator.

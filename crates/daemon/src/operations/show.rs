@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealvol_control::api::{self, VolumeName, VolumeState};
+use sealvol_control::keychild::{Provider, Service};
 use sealvol_crypto::UnitSize;
 use sealvol_volume::{BlockState, DataKeyId, LayerId, VolumeId, Waits};
 
@@ -131,6 +132,7 @@ impl Daemon {
                 verification_key: self.audit.verification_key().map(Path::to_owned),
             },
             key_memory,
+            key_services: self.config.providers.values().map(key_service).collect(),
             selftest,
             volumes,
             failures,
@@ -287,6 +289,24 @@ fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Part
         enforcement: registry.enforcement(volume)?,
         job: registry.job_of(volume)?.map(|job| job.id.0),
     })
+}
+
+/// How a key service is configured.
+fn key_service(provider: &Provider) -> api::KeyServiceStatus {
+    let (kind, at, single_credential) = match &provider.service {
+        Service::Local(local) => ("local", local.database.display().to_string(), false),
+        Service::Transit(transit) => (
+            "transit",
+            transit.address.to_string(),
+            transit.single_credential,
+        ),
+    };
+    api::KeyServiceStatus {
+        name: provider.name.clone(),
+        kind: kind.to_owned(),
+        at,
+        single_credential,
+    }
 }
 
 /// The NBD URI of an export on a Unix socket (NBD project, uri.md).

@@ -251,6 +251,16 @@ async fn keys_that_would_ignore_the_volume_or_are_not_allowed_are_refused() {
 }
 
 #[tokio::test]
+async fn keys_of_others_are_not_listed() {
+    let bao = Bao::start();
+    bao.server.make_key("theirs");
+    match call(&bao, Right::Create, Call::ListKeys).await {
+        Ok(Done::ListKeys(keys)) => assert_eq!(keys.len(), 2, "{keys:?}"),
+        other => panic!("list: {other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_key_is_made_derived_once() {
     let bao = Bao::start();
     let asked = Call::CreateKey {
