@@ -249,6 +249,16 @@ impl<'a> Daemon<'a> {
         let status = self.running.child().wait().expect("its end");
         assert_eq!(status.code(), Some(0), "sealvold after SIGTERM");
     }
+
+    /// Waits until it has ended by itself, in good order.
+    ///
+    /// # Panics
+    /// If its exit code is not 0.
+    #[track_caller]
+    pub fn ended(mut self) {
+        let status = self.running.child().wait().expect("its end");
+        assert_eq!(status.code(), Some(0), "sealvold, told to stop");
+    }
 }
 
 /// The same command, killed by the kernel should this thread end without its `Drop`: a runner that gives up on a test kills only

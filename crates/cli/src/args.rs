@@ -60,6 +60,15 @@ pub(crate) enum Noun {
     /// Changes nothing. Exit code 1 if volumes can't be attached or a protection does not hold;
     /// warnings are about what could be better.
     Doctor,
+    /// Have the daemon end in good order, unless ephemeral volumes are attached
+    ///
+    /// SIGTERM and the service manager end it too, but without asking: what ephemeral volumes hold is
+    /// gone then.
+    Stop {
+        /// Also if ephemeral volumes are attached: what they hold is gone
+        #[arg(long)]
+        drop_ephemeral: bool,
+    },
     /// Run the daemon's known-answer tests of every algorithm
     Selftest,
     /// Measure the cipher and the daemon on this machine
@@ -327,6 +336,10 @@ pub(crate) struct Create {
     /// of the snapshot's volume]
     #[arg(long, value_name = "KEYREF")]
     pub(crate) key: Option<String>,
+    /// Make its data key in memory at each attach and nowhere else: what it holds is gone when it is
+    /// detached, or the daemon ends
+    #[arg(long, conflicts_with_all = ["key", "from_snapshot", "layers_dir"])]
+    pub(crate) ephemeral: bool,
     /// Bytes of a data unit of the cipher: 4096 or 512 [default: 4096, for a clone as it is]
     #[arg(long, value_name = "BYTES",
           value_parser = PossibleValuesParser::new(["512", "4096"])

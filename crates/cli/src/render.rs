@@ -18,7 +18,7 @@ pub(crate) fn volume_list(list: &api::VolumeList) -> String {
                 volume.name.to_string(),
                 Size(volume.size).to_string(),
                 volume.state.to_string(),
-                volume.key.clone(),
+                key_of(volume),
                 volume
                     .attachment
                     .as_ref()
@@ -38,6 +38,29 @@ pub(crate) fn volume_list(list: &api::VolumeList) -> String {
     )
 }
 
+fn key_of(volume: &api::Volume) -> String {
+    if volume.ephemeral {
+        "none (ephemeral)".to_owned()
+    } else {
+        volume.key.clone()
+    }
+}
+
+pub(crate) fn stopping(stopping: &api::Stopping) -> String {
+    let names: Vec<&str> = stopping
+        .dropped
+        .iter()
+        .map(api::VolumeName::as_str)
+        .collect();
+    if names.is_empty() {
+        return "The daemon stops\n".to_owned();
+    }
+    format!(
+        "The daemon stops; gone is what these held: {}\n",
+        names.join(", ")
+    )
+}
+
 pub(crate) fn volume(volume: &api::Volume) -> String {
     let mut pairs = vec![
         ("name", volume.name.to_string()),
@@ -46,13 +69,13 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
         ("size", size_with_bytes(volume.size)),
         ("sector size", volume.sector_size.to_string()),
         ("created", volume.created.clone()),
-        ("key", volume.key.clone()),
-        (
-            "key id",
-            format!("{} version {}", volume.key_id, volume.key_version),
-        ),
-        ("backing", volume.backing.display().to_string()),
+        ("key", key_of(volume)),
     ];
+    if !volume.ephemeral {
+        let id = format!("{} version {}", volume.key_id, volume.key_version);
+        pairs.push(("key id", id));
+    }
+    pairs.push(("backing", volume.backing.display().to_string()));
     pairs.extend(volume.limits.iter().map(|l| ("limits", limits(l))));
     if let Some(attachment) = &volume.attachment {
         pairs.extend([
@@ -178,9 +201,14 @@ pub(crate) fn created(volume: &api::Volume) -> String {
     let from = volume.origin.as_ref().and_then(|o| o.snapshot.as_ref());
     let from = from.map_or_else(String::new, |from| format!(" from {from}"));
     let mut text = format!(
-        "Volume {} created{from}: {size}, key {} version {}\n",
-        volume.name, volume.key, volume.key_version
+        "Volume {} created{from}: {size}, key {}",
+        volume.name,
+        key_of(volume)
     );
+    if !volume.ephemeral {
+        text += &format!(" version {}", volume.key_version);
+    }
+    text += "\n";
     if let Some(job) = volume.job {
         text +=
             &format!("Job {job} copies what it shares into it; see `sealvol job watch {job}`\n");
@@ -360,6 +388,14 @@ pub(crate) fn status(status: &api::Status) -> String {
             },
         ),
     ];
+    if !status.ephemeral.is_empty() {
+        let names: Vec<&str> = status
+            .ephemeral
+            .iter()
+            .map(api::VolumeName::as_str)
+            .collect();
+        pairs.push(("gone with a stop", names.join(", ")));
+    }
     let failures = status.failures.iter();
     pairs.extend(failures.map(|f| ("failure", format!("{}: {}", f.subject, f.message))));
     fields(&pairs)

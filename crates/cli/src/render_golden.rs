@@ -15,6 +15,7 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
         key: "local:default".into(),
         key_id: "0d7c".into(),
         key_version: 1,
+        ephemeral: false,
         backing: "/var/lib/sealvol/layers".into(),
         limits: None,
         enforcement: None,
@@ -296,6 +297,7 @@ fn status_names_protection_and_failures() {
             head: Some("7:c0ffee".into()),
             verification_key: Some("/var/lib/sealvol/audit.verification-key".into()),
         },
+        ephemeral: Vec::new(),
         key_memory: api::KeyMemoryStatus {
             protection: "secretmem".into(),
             locked_bytes: 65536,

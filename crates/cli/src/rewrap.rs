@@ -33,7 +33,9 @@ pub(crate) async fn run(
         return print.answer(&Report { rewrapped, failed }, render);
     }
     let (mut rewrapped, mut failed, mut first) = (Vec::new(), Vec::new(), None);
-    let volumes = client.volumes().await?.volumes;
+    // An ephemeral volume has no wrapped key.
+    let mut volumes = client.volumes().await?.volumes;
+    volumes.retain(|volume| !volume.ephemeral);
     let count = volumes.len();
     for volume in volumes {
         match client.rewrap_volume(&volume.name, &request).await {

@@ -95,6 +95,10 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
         Noun::Audit(Audit::Verify(options)) => audit::verify(&client, &print, options).await,
         Noun::Status => print.answer(&client.status().await?, render::status),
         Noun::Doctor => doctor::run(&client, &print).await,
+        Noun::Stop { drop_ephemeral } => {
+            let request = api::Stop { drop_ephemeral };
+            print.answer(&client.stop(&request).await?, render::stopping)
+        }
         Noun::Selftest => {
             let report = client.selftest().await?;
             print.answer(&report, render::selftest)?;
@@ -260,6 +264,7 @@ fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
         backing: backing.transpose()?,
         layers_dir: layers_dir.transpose()?,
         from_snapshot: create.from_snapshot,
+        ephemeral: create.ephemeral,
         fresh_key: create.fresh_key.then(|| api::FreshKey {
             rate: create.rate.map(|rate| rate.bytes()),
         }),

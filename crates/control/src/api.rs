@@ -5,6 +5,7 @@
 //! | `GET /v1/status`                  |                   | [`Status`]      | any        |
 //! | `POST /v1/selftest`               |                   | [`SelfTest`]    | administer |
 //! | `GET /v1/doctor`                  |                   | [`doctor::Doctor`] | administer |
+//! | `POST /v1/stop`                   | [`Stop`]          | [`Stopping`]    | administer |
 //! | `POST /v1/bench/cipher`           | [`bench::Bench`]  | [`bench::CipherReport`] | administer |
 //! | `POST /v1/bench/volume`           | [`bench::Bench`]  | [`bench::VolumeReport`] | administer |
 //! | `GET /v1/volumes`                 |                   | [`VolumeList`]  | any        |
@@ -72,12 +73,16 @@ pub use snapshots::{
     Snapshot, SnapshotChanges, SnapshotCopy, SnapshotDeleted, SnapshotList, SnapshotName,
     SnapshotRef, SnapshotState,
 };
-pub use status::{AuditStatus, Failure, KeyMemoryStatus, KeyServiceStatus, SelfTest, Status};
+pub use status::{
+    AuditStatus, Failure, KeyMemoryStatus, KeyServiceStatus, SelfTest, Status, Stop, Stopping,
+};
 
 /// Path of [`Status`].
 pub const STATUS: &str = "/v1/status";
 /// Path of [`SelfTest`].
 pub const SELFTEST: &str = "/v1/selftest";
+/// Path of [`Stop`].
+pub const STOP: &str = "/v1/stop";
 /// Path of the volumes; one volume is below it by its name.
 pub const VOLUMES: &str = "/v1/volumes";
 /// Path of the snapshots; one snapshot is below it by its full name.
@@ -179,6 +184,10 @@ pub struct CreateVolume {
     /// The snapshot that it begins as: a clone, there at once, since it shares the snapshot's layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_snapshot: Option<SnapshotRef>,
+    /// Its data key is made in memory at each attach and never wrapped: what it holds is gone when it is detached, or when the
+    /// daemon ends. No key, no snapshot to begin as.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
     /// For a clone: a job copies what it shares under its own data key, so that it comes to stand alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fresh_key: Option<FreshKey>,
@@ -390,6 +399,9 @@ pub struct Volume {
     pub key_id: String,
     /// Version of the key-encryption key.
     pub key_version: u32,
+    /// Its key is made in memory at each attach and never wrapped: what it holds is gone when it is detached.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ephemeral: bool,
     /// Directory or block device that holds the ciphertext.
     pub backing: PathBuf,
     /// Present if it has any.

@@ -121,6 +121,11 @@ impl Client {
         self.get(api::doctor::DOCTOR).await
     }
 
+    /// Has the daemon end.
+    pub async fn stop(&self, request: &api::Stop) -> Result<api::Stopping, ClientError> {
+        self.send(Method::POST, api::STOP, request).await
+    }
+
     /// Measures the cipher on the daemon's machine.
     pub async fn bench_cipher(
         &self,

@@ -15,7 +15,7 @@ use sealvol_control::keychild::Right;
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_volume::MapCache;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
+use tokio::sync::{Notify, OwnedMutexGuard, OwnedRwLockReadGuard, RwLock};
 
 use crate::audit::Audit;
 use crate::bench::Benches;
@@ -69,6 +69,10 @@ pub(crate) struct Daemon {
     pub(crate) jobs: Jobs,
     /// The keys that are watched.
     pub(crate) revocation: Revocation,
+    /// Held shared while an ephemeral volume is being attached; true once the daemon was told to stop.
+    pub(crate) ephemeral_gate: RwLock<bool>,
+    /// Somebody with the right to told it to stop.
+    pub(crate) told_to_stop: Notify,
     turns: Turns,
     /// Held shared by every operation; taken when the daemon stops, and true from then on.
     stopping: Arc<RwLock<bool>>,
@@ -120,6 +124,8 @@ impl Daemon {
             benches: Benches::default(),
             jobs: Jobs::default(),
             revocation: Revocation::default(),
+            ephemeral_gate: RwLock::default(),
+            told_to_stop: Notify::new(),
             turns: Turns::default(),
             stopping: Arc::default(),
         }

@@ -110,6 +110,17 @@ pub enum Error {
         /// How many.
         count: usize,
     },
+    /// The volume's key is in memory only, and what was asked would outlive it.
+    #[error("volume {name}: it is ephemeral: {what}")]
+    Ephemeral {
+        /// The volume.
+        name: VolumeName,
+        /// Why that does not go.
+        what: &'static str,
+    },
+    /// The daemon would lose what these volumes hold.
+    #[error("sealvold: ephemeral volumes are attached, and what they hold would be gone: {}", names(.0))]
+    EphemeralAttached(Vec<VolumeName>),
     /// The volume has snapshots, and would take them with it.
     #[error("volume {name}: it has snapshots: {count}")]
     HasSnapshots {
@@ -367,6 +378,11 @@ impl Error {
         let name = name.clone();
         move |source| Self::Store { name, source }
     }
+}
+
+fn names(volumes: &[VolumeName]) -> String {
+    let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
+    names.join(", ")
 }
 
 fn for_volume(volume: Option<&VolumeName>) -> String {

@@ -181,6 +181,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
     tokio::select! {
         attached = again => attached.map_err(|error| error::Error::Internal(error.to_string()))??,
         () = stop.wait() => return stop_all(&daemon, engine, tasks).await,
+        () = daemon.told_to_stop.notified() => return stop_all(&daemon, engine, tasks).await,
     }
     // No task of these: nothing of it is given up in the middle, it ends at the end of a step.
     tokio::spawn(Arc::clone(&daemon).run_merges());
@@ -190,7 +191,10 @@ async fn serve(args: &Args) -> Result<(), RunError> {
     }
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listening = ?daemon.listening, "ready");
-    stop.wait().await;
+    tokio::select! {
+        () = stop.wait() => {}
+        () = daemon.told_to_stop.notified() => {}
+    }
     stop_all(&daemon, engine, tasks).await
 }
 
@@ -208,6 +212,9 @@ async fn stop_all(
         engine.stop().await;
     }
     daemon.close_all().await;
+    if let Err(error) = daemon.discard_all_ephemeral("the daemon stopped").await {
+        tracing::warn!(%error, "ephemeral volumes are seen to by the next start");
+    }
     if let Err(error) = daemon.registry.call(|registry| registry.checkpoint()).await {
         tracing::warn!(%error, "the registry's log stays, for the next start to read");
     }

@@ -142,6 +142,7 @@ async fn a_creation_that_fails_leaves_nothing() {
         layers_dir: None,
         from_snapshot: None,
         fresh_key: None,
+        ephemeral: false,
     };
     for _ in 0..2 {
         let error = client
@@ -179,6 +180,7 @@ async fn requests_are_refused_before_a_key_is_used() {
         layers_dir: None,
         from_snapshot: None,
         fresh_key: None,
+        ephemeral: false,
     };
     let key = |text: &str| Some(text.to_owned());
     for (request, expected) in [
@@ -369,6 +371,7 @@ async fn each_right_opens_its_own_calls_only() {
         layers_dir: None,
         from_snapshot: None,
         fresh_key: None,
+        ephemeral: false,
     };
     let refused = [
         client.create_volume(&create).await.expect_err("create"),

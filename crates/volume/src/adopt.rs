@@ -28,6 +28,8 @@ pub struct FoundLayer {
     pub clean: bool,
     /// Whether it lies below another layer, and never changes.
     pub sealed: bool,
+    /// Whether its data key was never wrapped, and is gone with the memory that it was in.
+    pub ephemeral: bool,
     /// Every wrapped key in it.
     pub keys: Vec<WrappedKey>,
 }
@@ -46,6 +48,7 @@ pub async fn read_layer<S: Store>(meta: &S) -> Result<FoundLayer, VolumeError> {
         bound: serving.bound,
         clean: serving.clean,
         sealed: serving.sealed,
+        ephemeral: serving.ephemeral,
         keys: serving.keys,
     })
 }

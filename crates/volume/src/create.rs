@@ -7,6 +7,7 @@ use sealvol_store::{Access, Directory, Store};
 
 use crate::error::VolumeError;
 use crate::geometry::{SLOT_SPACE, check_size, meta_len};
+use crate::ids::DataKeyId;
 use crate::open::{Pins, check_generation, check_identity};
 use crate::slots;
 use crate::superblock::{LayerParams, Superblock, WrappedKey, slot_reserve};
@@ -36,6 +37,34 @@ pub async fn create<D: Directory>(
         count: 0,
         cause: "there is none",
     })?;
+    let superblock = Superblock::new(*params, own.data_key, keys.to_vec());
+    make(directory, data_file, params, &superblock).await
+}
+
+/// [`create`] for an ephemeral volume: nobody ever wraps its data key, so the layer can be opened by whoever has the key in
+/// memory, and by nobody once it is wiped. Its superblock says so and has no key records (FORMAT.md, section 3.1).
+///
+/// # Errors
+///
+/// Those of [`create`].
+pub async fn create_ephemeral<D: Directory>(
+    directory: &D,
+    data_file: bool,
+    params: &LayerParams,
+    data_key: DataKeyId,
+) -> Result<(), VolumeError> {
+    check_size(params.size)?;
+    let mut superblock = Superblock::new(*params, data_key, Vec::new());
+    superblock.ephemeral = true;
+    make(directory, data_file, params, &superblock).await
+}
+
+async fn make<D: Directory>(
+    directory: &D,
+    data_file: bool,
+    params: &LayerParams,
+    superblock: &Superblock,
+) -> Result<(), VolumeError> {
     if data_file {
         let data = directory.create(DATA_FILE, params.size).await?;
         data.sync().await?;
@@ -44,8 +73,7 @@ pub async fn create<D: Directory>(
     for (offset, len) in slot_allocations(params.size) {
         meta.allocate(offset, len).await?;
     }
-    let superblock = Superblock::new(*params, own.data_key, keys.to_vec());
-    slots::write(&meta, &superblock, 0).await?;
+    slots::write(&meta, superblock, 0).await?;
     directory.sync().await?;
     Ok(())
 }

@@ -70,7 +70,9 @@ mod zero;
 pub use adopt::{FoundLayer, read_layer, verify_layer};
 pub use block_state::BlockState;
 pub use copy_up::{CopiedUp, Pace, Unpaced, open_copy};
-pub use create::{DATA_FILE, META_FILE, create, destroy_keys, read_keys, replace_keys};
+pub use create::{
+    DATA_FILE, META_FILE, create, create_ephemeral, destroy_keys, read_keys, replace_keys,
+};
 pub use error::{Fault, Loss, LostStep, VolumeError};
 pub use geometry::{BLOCK, MAX_SIZE, check_size, params_digest};
 pub use host::{Change, Damage, Host, Task};

@@ -20,6 +20,7 @@ const ROOT_ENTRY: usize = 8;
 const SEALED: u32 = 1;
 const CLEAN: u32 = 2;
 const BOUND: u32 = 4;
+const EPHEMERAL: u32 = 8;
 
 /// The longest wrapped key that any provider returns: AWS KMS allows 6144 bytes.
 pub const MAX_WRAPPED_KEY: usize = 6144;
@@ -63,6 +64,8 @@ pub(crate) struct Superblock {
     pub(crate) sealed: bool,
     pub(crate) clean: bool,
     pub(crate) bound: bool,
+    /// Its data key was never wrapped: there are no key records.
+    pub(crate) ephemeral: bool,
     pub(crate) generation: u64,
     pub(crate) content_generation: u64,
     pub(crate) sequence_base: u64,
@@ -95,6 +98,7 @@ impl Superblock {
             sealed: false,
             clean: true,
             bound: false,
+            ephemeral: false,
             generation: 1,
             content_generation: 0,
             sequence_base: 0,
@@ -117,6 +121,7 @@ impl Superblock {
         Self {
             generation: generation.max(1),
             key_generation: self.key_generation,
+            ephemeral: self.ephemeral,
             ..Self::new(params, self.data_key, self.keys)
         }
     }
@@ -207,7 +212,8 @@ impl Superblock {
     fn maced_head(&self) -> [u8; MACED_HEAD] {
         let flags = if self.sealed { SEALED } else { 0 }
             | if self.clean { CLEAN } else { 0 }
-            | if self.bound { BOUND } else { 0 };
+            | if self.bound { BOUND } else { 0 }
+            | if self.ephemeral { EPHEMERAL } else { 0 };
         let entries =
             u32::try_from(self.root.len()).expect("a volume has at most 4,096 root entries");
         let mut head = [0; MACED_HEAD];
@@ -274,7 +280,11 @@ fn parse(slot: &[u8]) -> Option<Superblock> {
     geometry::check_size(size).ok()?;
     let flags = u32_at(slot, 12);
     // The MAC is computed over the fields as they are understood here, so none may say more than that.
-    if flags & !(SEALED | CLEAN | BOUND) != 0 {
+    if flags & !(SEALED | CLEAN | BOUND | EPHEMERAL) != 0 {
+        return None;
+    }
+    let keys = u32_at(slot, 136);
+    if flags & EPHEMERAL != 0 && keys != 0 {
         return None;
     }
     let parent: [u8; 16] = array_at(slot, 48);
@@ -294,6 +304,7 @@ fn parse(slot: &[u8]) -> Option<Superblock> {
         sealed: flags & SEALED != 0,
         clean: flags & CLEAN != 0,
         bound: flags & BOUND != 0,
+        ephemeral: flags & EPHEMERAL != 0,
         generation: u64_at(slot, 80),
         content_generation: u64_at(slot, 88),
         sequence_base: u64_at(slot, 96),
@@ -304,7 +315,7 @@ fn parse(slot: &[u8]) -> Option<Superblock> {
             .chunks_exact(ROOT_ENTRY)
             .map(|entry| u64_at(entry, 0))
             .collect(),
-        keys: parse_keys(records, u32_at(slot, 136))?,
+        keys: parse_keys(records, keys)?,
         mac: array_at(slot, 160),
     })
 }
@@ -401,6 +412,26 @@ mod tests {
         assert_eq!(Superblock::decode(&slot).unwrap(), superblock);
         slot.resize(256 * 1024, 0xee);
         assert_eq!(Superblock::decode(&slot).unwrap(), superblock);
+    }
+
+    #[test]
+    fn an_ephemeral_layer_says_so_under_the_mac_and_has_no_key_records() {
+        let mut superblock = Superblock {
+            ephemeral: true,
+            bound: true,
+            ..example()
+        };
+        assert_eq!(
+            Superblock::decode(&superblock.encode().unwrap()),
+            Err(SlotFault::Impossible),
+            "with key records"
+        );
+        superblock.keys = Vec::new();
+        let slot = superblock.encode().unwrap();
+        assert_eq!(Superblock::decode(&slot).unwrap(), superblock);
+        assert_eq!(u32_at(&slot, 12), CLEAN | BOUND | EPHEMERAL);
+        assert_eq!((u32_at(&slot, 136), u32_at(&slot, 140)), (0, 256 + 3 * 8));
+        assert_eq!(superblock.maced_head()[12], 2 | 4 | 8);
     }
 
     #[test]

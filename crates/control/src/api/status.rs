@@ -1,9 +1,11 @@
-//! How the daemon is: its sockets, its key memory, its self-tests, its audit log.
+//! How the daemon is, and its end: its sockets, its key memory, its self-tests, its audit log.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use super::VolumeName;
 
 /// The known-answer tests of every algorithm in use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,9 @@ pub struct Status {
     pub selftest: SelfTest,
     /// How many volumes there are, by state.
     pub volumes: BTreeMap<String, usize>,
+    /// The ephemeral volumes that are attached: what they hold is gone when the daemon ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ephemeral: Vec<VolumeName>,
     /// What went wrong and waits for the operator.
     pub failures: Vec<Failure>,
 }
@@ -95,4 +100,20 @@ pub struct AuditStatus {
     /// The verification key, as long as it lies beside the log, where it protects nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verification_key: Option<PathBuf>,
+}
+
+/// Ask the daemon to end in good order, as SIGTERM does, but only if nothing is lost by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Also if ephemeral volumes are attached: what they hold is gone then. Without it that is refused.
+    #[serde(default)]
+    pub drop_ephemeral: bool,
+}
+
+/// The daemon is about to end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopping {
+    /// The ephemeral volumes whose content is gone with it.
+    pub dropped: Vec<VolumeName>,
 }

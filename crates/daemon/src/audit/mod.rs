@@ -82,6 +82,10 @@ pub(crate) enum Operation {
     Delete,
     /// A snapshot was deleted.
     DeleteSnapshot,
+    /// What an ephemeral volume held is gone with its key.
+    DiscardEphemeral,
+    /// The data key of an ephemeral volume was made in memory; nobody wraps it.
+    EphemeralKey,
     /// A data key was generated, wrapped.
     Generate,
     /// The top of a volume was sealed, or is about to be, and another one put on it.

@@ -61,6 +61,8 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::BackingTaken { .. }
         | Error::ClientsConnected { .. }
         | Error::DetachedMeanwhile(_)
+        | Error::Ephemeral { .. }
+        | Error::EphemeralAttached(_)
         | Error::JobUnderWay { .. }
         | Error::Measuring
         | Error::NotCancellable { .. }
@@ -200,6 +202,8 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::JobUnderWay { .. } => {
             "Wait for it with `sealvol job watch`, or end it with `sealvol job cancel`"
         }
+        Error::Ephemeral { .. } => "Use a volume with a key of a key service",
+        Error::EphemeralAttached(_) => "Detach them, or stop with --drop-ephemeral",
         Error::NotCancellable { .. } => "See `sealvol job show`",
         Error::DetachedMeanwhile(_) => {
             "Attach it, or ask for its re-key again to have it done without"

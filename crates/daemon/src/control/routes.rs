@@ -24,6 +24,7 @@ enum Route {
     Status,
     SelfTest,
     Doctor,
+    Stop,
     BenchCipher,
     BenchVolume,
     ListVolumes,
@@ -79,6 +80,7 @@ impl Route {
             | Self::DetachSnapshot(_) => Some(Right::Attach),
             Self::SelfTest
             | Self::Doctor
+            | Self::Stop
             | Self::BenchCipher
             | Self::BenchVolume
             | Self::DeleteVolume(_)
@@ -136,6 +138,7 @@ async fn carry_out(
         Route::Status => json(&daemon.status().await?),
         Route::SelfTest => json(&daemon.memory.selftest()?),
         Route::Doctor => json(&daemon.doctor().await?),
+        Route::Stop => json(&daemon.stop(message_or_default(body)?).await?),
         Route::BenchCipher => json(&daemon.bench_cipher(message(body)?, wanted).await?),
         Route::BenchVolume => json(&daemon.bench_volume(caller, message(body)?, wanted).await?),
         Route::ListVolumes => json(&daemon.list_volumes().await?),
@@ -153,7 +156,7 @@ async fn carry_out(
         ),
         Route::Detach(name) => json(
             &daemon
-                .detach_volume(name, message_or_default(body)?)
+                .detach_volume(caller, name, message_or_default(body)?)
                 .await?,
         ),
         Route::Resize(name) => json(&daemon.resize_volume(name, message(body)?).await?),
@@ -226,6 +229,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["status"] if get => Route::Status,
         ["selftest"] if post => Route::SelfTest,
         ["doctor"] if get => Route::Doctor,
+        ["stop"] if post => Route::Stop,
         ["bench", "cipher"] if post => Route::BenchCipher,
         ["bench", "volume"] if post => Route::BenchVolume,
         ["volumes"] if get => Route::ListVolumes,
@@ -355,6 +359,12 @@ mod tests {
                 Method::GET,
                 api::doctor::DOCTOR.to_owned(),
                 Route::Doctor,
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                api::STOP.to_owned(),
+                Route::Stop,
                 Some(Right::Administer),
             ),
             (

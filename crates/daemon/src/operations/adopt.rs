@@ -90,6 +90,7 @@ impl Daemon {
             layer,
             parent: None,
             data_key: found.data_key,
+            ephemeral: false,
         };
         self.record_adoption(caller, &new, &by, &found).await?;
         drop(files);
@@ -173,6 +174,11 @@ impl Daemon {
         if found.sealed {
             return refuse(
                 "it is one of several layers: it is sealed, so another one stands on it",
+            );
+        }
+        if found.ephemeral {
+            return refuse(
+                "it was an ephemeral volume's: its data key was in memory only, and is gone",
             );
         }
         let rows = self.registry.call(|registry| registry.volumes()).await?;

@@ -45,6 +45,10 @@ impl Daemon {
             by: caller.uid,
         };
         let steady = self.merges.steady().await;
+        let gate = self.ephemeral_gate.read().await;
+        if row.ephemeral && *gate {
+            return Err(Error::Stopping);
+        }
         let volume = self
             .open_volume(
                 caller,
@@ -67,7 +71,7 @@ impl Daemon {
             return Err(error.into());
         }
         self.serve(&row, volume, attached);
-        drop(steady);
+        drop((steady, gate));
         self.merges.want();
         self.show_volume(&name).await
     }
@@ -132,6 +136,10 @@ impl Daemon {
         accepts: Accepts,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
         let name = &row.name;
+        if row.ephemeral {
+            // Whatever was lost of it is gone anyway.
+            return self.open_ephemeral(caller, row, attached).await;
+        }
         if let Some(loss) = row.loss.clone().filter(|_| !accepts.loss) {
             return Err(Error::LossRecorded {
                 name: name.clone(),

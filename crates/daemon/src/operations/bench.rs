@@ -47,6 +47,7 @@ impl Daemon {
             backing: None,
             layers_dir: None,
             from_snapshot: None,
+            ephemeral: false,
             fresh_key: None,
         };
         let _turn = self.turn(&create.name).await;

@@ -46,6 +46,7 @@ impl Daemon {
             layers_dir: None,
             from_snapshot: Some(from.clone()),
             fresh_key: None,
+            ephemeral: false,
         };
         let copy = CopyOf {
             to: to.clone(),

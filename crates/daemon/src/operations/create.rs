@@ -14,6 +14,7 @@ use sealvol_crypto::UnitSize;
 use sealvol_volume::{DataKeyId, LayerId, LayerParams, VolumeId, WrappedKey, check_size};
 
 use super::context;
+use super::ephemeral::no_key;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::keys::Subject;
@@ -28,11 +29,19 @@ impl Daemon {
         caller: Caller,
         request: api::CreateVolume,
     ) -> Result<api::Volume, Error> {
+        if request.ephemeral && request.from_snapshot.is_some() {
+            let cause = "an ephemeral volume begins empty: it is no clone";
+            return Err(Error::BadRequest(cause.to_owned()));
+        }
         if let Some(snapshot) = request.from_snapshot.clone() {
             return self.clone_volume(caller, request, &snapshot, None).await;
         }
         if request.fresh_key.is_some() {
             let cause = "a fresh key is for clones: it names no snapshot to begin as";
+            return Err(Error::BadRequest(cause.to_owned()));
+        }
+        if request.ephemeral && (request.key.is_some() || request.layers_dir.is_some()) {
+            let cause = "an ephemeral volume has no key that somebody wraps, and no further layers";
             return Err(Error::BadRequest(cause.to_owned()));
         }
         let _turn = self.turn(&request.name).await;
@@ -42,9 +51,16 @@ impl Daemon {
             .call(move |registry| registry.begin_create(&row))
             .await?;
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
-        match self.make_layer(caller, &new, &place).await {
-            Ok(by) => {
-                let (id, keys) = (new.id, [(new.data_key, by)]);
+        let made = if new.ephemeral {
+            let made = self.make_ephemeral_files(&new, &place).await;
+            made.map(|()| Vec::new())
+        } else {
+            let made = self.make_layer(caller, &new, &place).await;
+            made.map(|by| vec![(new.data_key, by)])
+        };
+        match made {
+            Ok(keys) => {
+                let id = new.id;
                 self.registry
                     .call(move |registry| registry.finish_create(id, &keys))
                     .await?;
@@ -68,11 +84,14 @@ impl Daemon {
         check_size(size).map_err(Error::volume(&name))?;
         let sector_size = UnitSize::try_from(request.sector_size.unwrap_or(DEFAULT_SECTOR_SIZE))
             .map_err(|error| Error::BadRequest(error.to_string()))?;
-        let key = request
-            .key
-            .as_deref()
-            .map_or_else(|| Ok(KeyRef::default()), str::parse)?;
-        self.keys.check(&key)?;
+        let key = if request.ephemeral {
+            no_key()?
+        } else {
+            let key = request.key.as_deref();
+            let key = key.map_or_else(|| Ok(KeyRef::default()), str::parse)?;
+            self.keys.check(&key)?;
+            key
+        };
         let backing = match &request.backing {
             None => Backing::State,
             Some(path) => {
@@ -98,6 +117,7 @@ impl Daemon {
             layer: LayerId::random(),
             parent: None,
             data_key: DataKeyId::random(),
+            ephemeral: request.ephemeral,
         })
     }
 

@@ -51,7 +51,8 @@ impl Daemon {
             Operation::Delete
         };
         self.record_delete(caller, &row, operation).await?;
-        if request.shred {
+        // An ephemeral one has no wrapped key.
+        if request.shred && !row.ephemeral {
             for layer in &own {
                 let directory = self.place_of(layer).directory();
                 let directory = directory.map_err(Error::store(&name))?;

@@ -1,7 +1,8 @@
 //! `volume detach`, and the detaching of everything when the daemon stops.
 //!
 //! Nobody new is let in → outstanding requests are answered → what was written is committed and the
-//! layer marked clean → the key is wiped with the last reference to the volume, which is waited for.
+//! layer marked clean → the key is wiped with the last reference to the volume, which is waited for. Of an ephemeral volume
+//! everything is gone then.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use sealvol_volume::{Volume, VolumeError};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::exports::Export;
+use crate::rights::Caller;
 
 /// How long a client that has left may take to be gone.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -21,6 +23,7 @@ const LEAVING: Duration = Duration::from_secs(1);
 impl Daemon {
     pub(crate) async fn detach_volume(
         &self,
+        caller: Caller,
         name: VolumeName,
         request: api::DetachVolume,
     ) -> Result<api::Volume, Error> {
@@ -37,6 +40,10 @@ impl Daemon {
         self.registry
             .call(move |registry| registry.set_detached(id))
             .await?;
+        if row.ephemeral {
+            self.discard_ephemeral(&row, caller, "it was detached")
+                .await;
+        }
         tracing::info!(volume = %name, "detached");
         self.show_volume(&name).await
     }

@@ -18,6 +18,10 @@ impl Daemon {
     /// What materialising would take now.
     pub(crate) async fn flatten_plan(&self, name: &VolumeName) -> Result<api::FlattenPlan, Error> {
         let row = self.registered(name).await?;
+        Self::check_not_ephemeral(
+            &row,
+            "nobody gets the key that would read it without sealvol",
+        )?;
         let export = self.exported(name)?;
         self.plan(&row, &export).await
     }
@@ -38,6 +42,10 @@ impl Daemon {
                 next: None,
             });
         }
+        Self::check_not_ephemeral(
+            &row,
+            "nobody gets the key that would read it without sealvol",
+        )?;
         let export = self.exported(name)?;
         if request.from == 0 {
             let plan = self.plan(&row, &export).await?;

@@ -11,6 +11,7 @@ mod copy;
 mod create;
 mod delete;
 mod detach;
+mod ephemeral;
 mod flatten;
 mod fresh_key;
 mod jobs;

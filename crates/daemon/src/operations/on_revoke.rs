@@ -16,7 +16,9 @@ impl Daemon {
     ) -> Result<api::Volume, Error> {
         let enforcement = checked(request)?;
         let _turn = self.turn(&name).await;
-        let id = self.registered(&name).await?.id;
+        let row = self.registered(&name).await?;
+        Self::check_not_ephemeral(&row, "no key service has its key, so nobody can revoke it")?;
+        let id = row.id;
         self.registry
             .call(move |registry| registry.set_enforcement(id, enforcement))
             .await?;

@@ -35,6 +35,13 @@ impl Daemon {
             }
         }
         self.remove_layers_of_nobody().await?;
+        let ended = "the daemon ended while it was attached";
+        for name in self.discard_all_ephemeral(ended).await? {
+            let message = format!(
+                "{ended}, and its key with it: what it held is gone. Attach it, it is empty"
+            );
+            self.failures.set(name.as_str(), message);
+        }
         self.remove_unused_layers().await
     }
 

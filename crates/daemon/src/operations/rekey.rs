@@ -42,6 +42,7 @@ impl Daemon {
         check_rate(request.rate)?;
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
+        Self::check_not_ephemeral(&row, "it has another data key with each attach")?;
         if let Some(job) = self.unfinished_job(&row).await? {
             return self.go_on_detached(&row, job, &request).await;
         }

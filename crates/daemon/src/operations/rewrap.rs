@@ -55,6 +55,7 @@ impl Daemon {
         let _steady = self.merges.steady().await;
         let row = self.registered(&name).await?;
         self.check_not_being_copied(&row).await?;
+        Self::check_not_ephemeral(&row, "its data key is never wrapped")?;
         let key = match &request.key {
             Some(key) => key.parse()?,
             None => row.key.clone(),

@@ -135,6 +135,7 @@ impl Daemon {
             key_services: self.config.providers.values().map(key_service).collect(),
             selftest,
             volumes,
+            ephemeral: self.attached_ephemeral().await?,
             failures,
         })
     }
@@ -168,7 +169,12 @@ impl Daemon {
             },
             state,
             created: row.created,
-            key: row.key.to_string(),
+            key: if row.ephemeral {
+                "none".to_owned()
+            } else {
+                row.key.to_string()
+            },
+            ephemeral: row.ephemeral,
             key_id: wrapped_by
                 .as_ref()
                 .map_or_else(String::new, |by| by.key_id.clone()),

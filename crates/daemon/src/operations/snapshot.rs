@@ -163,6 +163,7 @@ impl Daemon {
     }
 
     fn check_cuttable(&self, row: &VolumeRow, export: Option<&Export>) -> Result<(), Error> {
+        Self::check_not_ephemeral(row, "a snapshot would outlive its key")?;
         if let Some(loss) = &row.loss {
             return Err(Error::LossRecorded {
                 name: row.name.clone(),

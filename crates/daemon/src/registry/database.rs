@@ -48,6 +48,8 @@ pub(crate) struct NewVolume {
     pub parent: Option<LayerId>,
     /// The data key of its first layer.
     pub data_key: DataKeyId,
+    /// That key is in memory only, while the volume is attached.
+    pub ephemeral: bool,
 }
 
 impl Database {
@@ -295,9 +297,9 @@ fn insert(transaction: &Transaction<'_>, new: &NewVolume) -> Result<()> {
     let (backing, path) = new.backing.columns();
     let inserted = transaction.execute(
             "INSERT INTO volumes
-                 (id, name, state, created, size, sector_size, key, backing, backing_path, top, layers_dir)
+                 (id, name, state, created, size, sector_size, key, backing, backing_path, top, layers_dir, ephemeral)
              VALUES (:id, :name, 'creating', :created, :size, :sector_size, :key, :backing, :path, :top,
-                     :layers_dir)
+                     :layers_dir, :ephemeral)
              ON CONFLICT (name) DO NOTHING",
             named_params! {
                 ":id": new.id.to_string(),
@@ -309,6 +311,7 @@ fn insert(transaction: &Transaction<'_>, new: &NewVolume) -> Result<()> {
                 ":backing": backing,
                 ":path": path,
                 ":top": new.layer.to_string(),
+                ":ephemeral": new.ephemeral,
                 ":layers_dir": new.layers_dir.as_ref().map(|path| path.to_string_lossy()),
             },
         )?;

@@ -17,6 +17,7 @@ fn new_volume(name: &str) -> NewVolume {
         layer: LayerId::random(),
         parent: None,
         data_key: DataKeyId::random(),
+        ephemeral: false,
     }
 }
 
@@ -325,6 +326,24 @@ fn a_registry_of_an_earlier_version_is_taken_over() {
         assert_eq!(keys[&layer.data_key], by(3));
         assert!(fixture.database.snapshots(row.id).expect("read").is_empty());
     }
+}
+
+#[test]
+fn a_registry_without_ephemeral_volumes_is_taken_over_with_all_that_is_in_it() {
+    let (fixture, new) = Fixture::with_volume("v");
+    let earlier = &fixture.database.connection;
+    earlier
+        .execute_batch("ALTER TABLE volumes DROP COLUMN ephemeral; PRAGMA user_version = 6")
+        .expect("as version 6 left it");
+    let mut fixture = fixture.reopened();
+    assert!(!fixture.row(&new.name).ephemeral);
+    let ephemeral = NewVolume {
+        ephemeral: true,
+        ..new_volume("e")
+    };
+    fixture.database.begin_create(&ephemeral).expect("made");
+    let mut fixture = fixture.reopened();
+    assert!(fixture.row(&ephemeral.name).ephemeral);
 }
 
 #[test]

@@ -39,6 +39,7 @@ impl Fixture {
             layer: LayerId::random(),
             parent: None,
             data_key: DataKeyId::random(),
+            ephemeral: false,
         };
         self.database.begin_create(&new).expect("registered");
         let keys = [(new.data_key, by())];
@@ -350,7 +351,11 @@ fn a_registry_of_version_4_has_no_jobs_and_takes_them() {
     fixture
         .database
         .connection
-        .execute_batch("DROP TABLE jobs; DROP TABLE new_layers; DROP TABLE enforcements; PRAGMA user_version = 4")
+        .execute_batch(
+            "DROP TABLE jobs; DROP TABLE new_layers; DROP TABLE enforcements;
+             ALTER TABLE volumes DROP COLUMN ephemeral;
+             PRAGMA user_version = 4",
+        )
         .expect("as version 4 left it");
     let mut fixture = fixture.reopened();
     assert_eq!(fixture.database.jobs().expect("read"), []);

@@ -1,10 +1,10 @@
 //! Layers whose files are being made: written down before the first file is there, so that a start knows what to remove of one
-//! that never came into use. Its superblock holds wrapped keys of the whole stack: left behind, it would outlive their destruction.
+//! that never came into use, or is in use no more. Its superblock holds wrapped keys of the whole stack: left behind, it would outlive their destruction.
 
 use rusqlite::{Transaction, params};
 use sealvol_volume::LayerId;
 
-use super::database::{Database, Result};
+use super::database::{Database, Result, insert_layer};
 use super::rows::{self, Backing, LayerRow};
 
 impl Database {
@@ -18,6 +18,29 @@ impl Database {
                 params![layer.id.to_string(), backing, path],
             )?;
         }
+        Ok(transaction.commit()?)
+    }
+
+    /// An ephemeral volume begins anew: its one layer is this one, whose files are complete, and those of the former one are to
+    /// go. What was lost of that is not missed.
+    pub(crate) fn begin_anew(&mut self, new: &LayerRow) -> Result<()> {
+        let transaction = self.connection.transaction()?;
+        let volume = new.volume.to_string();
+        transaction.execute(
+            "INSERT INTO new_layers SELECT layers.id, layers.backing, layers.backing_path
+             FROM layers JOIN volumes ON layers.id = top WHERE volumes.id = ?1",
+            [&volume],
+        )?;
+        transaction.execute(
+            "DELETE FROM layers WHERE id = (SELECT top FROM volumes WHERE id = ?1)",
+            [&volume],
+        )?;
+        insert_layer(&transaction, new)?;
+        is_in_use(&transaction, new.id)?;
+        transaction.execute(
+            "UPDATE volumes SET top = ?2, loss = NULL WHERE id = ?1",
+            params![volume, new.id.to_string()],
+        )?;
         Ok(transaction.commit()?)
     }
 

@@ -65,6 +65,8 @@ pub(crate) struct VolumeRow {
     pub loss: Option<String>,
     /// Where further layers go, if not where the first is.
     pub layers_dir: Option<PathBuf>,
+    /// Its data key is in memory only, while it is attached.
+    pub ephemeral: bool,
 }
 
 impl VolumeRow {
@@ -146,7 +148,7 @@ pub(crate) struct SnapshotRow {
 
 pub(super) const VOLUME_COLUMNS: &str = "id, name, state, created, size, sector_size, key, \
      backing, backing_path, top, attached, read_only, allow, attached_by, loss, direct, \
-     iops, bandwidth, burst_seconds, layers_dir";
+     iops, bandwidth, burst_seconds, layers_dir, ephemeral";
 
 pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
     let attached = if row.get::<_, bool>(10)? {
@@ -184,6 +186,7 @@ pub(super) fn volume(row: &Row<'_>) -> rusqlite::Result<VolumeRow> {
         },
         loss: row.get(14)?,
         layers_dir: row.get::<_, Option<String>>(19)?.map(PathBuf::from),
+        ephemeral: row.get(20)?,
     })
 }
 

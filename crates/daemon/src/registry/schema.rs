@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 6;
+pub(super) const VERSION: i64 = 7;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -36,7 +36,8 @@ const TABLES: &str = "
         iops         INTEGER CHECK (iops > 0),
         bandwidth    INTEGER CHECK (bandwidth > 0),
         burst_seconds INTEGER NOT NULL DEFAULT 1 CHECK (burst_seconds >= 0),
-        layers_dir   TEXT
+        layers_dir   TEXT,
+        ephemeral    INTEGER NOT NULL DEFAULT 0 CHECK (ephemeral IN (0, 1))
     ) STRICT;
 ";
 
@@ -137,6 +138,9 @@ const TO_VERSION_4: [&str; 3] = [
      DROP TABLE layers_2;",
 ];
 
+/// What makes version 7 of version 6: volumes whose key is in memory only.
+const TO_VERSION_7: &str = "ALTER TABLE volumes ADD COLUMN ephemeral INTEGER NOT NULL DEFAULT 0 CHECK (ephemeral IN (0, 1))";
+
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
     // SQLite would make the file by the umask; the registry is nobody else's business.
     let made = std::fs::OpenOptions::new()
@@ -177,7 +181,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1..=5) => {
+        (APPLICATION_ID, 1..=6) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
@@ -192,7 +196,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             if version <= 4 {
                 transaction.execute_batch(JOBS)?;
             }
-            transaction.execute_batch(ENFORCEMENTS)?;
+            if version <= 5 {
+                transaction.execute_batch(ENFORCEMENTS)?;
+            }
+            transaction.execute_batch(TO_VERSION_7)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

@@ -33,6 +33,7 @@ impl Fixture {
             layer: LayerId::random(),
             parent,
             data_key: DataKeyId::random(),
+            ephemeral: false,
         };
         self.database.begin_create(&new).expect("registered");
         let keys = [(new.data_key, by())];
@@ -313,4 +314,32 @@ fn a_layer_on_a_device_is_never_due_to_be_merged() {
     let id = new.layer.to_string();
     fixture.database.connection.execute(sql, [id]).expect("set");
     assert_eq!(ids(fixture.database.due_merges()), []);
+}
+
+#[test]
+fn an_ephemeral_volume_that_begins_anew_leaves_its_former_layer_to_be_removed() {
+    let mut fixture = Fixture::new();
+    let new = fixture.volume("e", None);
+    let other = fixture.volume("v", None);
+    let row = |fixture: &mut Fixture| {
+        let row = fixture.database.volume(&new.name).expect("read");
+        row.expect("registered")
+    };
+    let database = &mut fixture.database;
+    database.record_loss(new.layer, "a sync").expect("recorded");
+    let layer = LayerRow {
+        parent: None,
+        backing: Backing::State,
+        data_key: DataKeyId::random(),
+        ..top(&new, new.layer, "s").layer
+    };
+    let layers = [layer.clone()];
+    database.begin_layers(&layers).expect("begun");
+    database.begin_anew(&layer).expect("begun anew");
+    let to_remove = database.new_layers().expect("read");
+    assert_eq!(to_remove, [(new.layer, Backing::State)]);
+    let found = row(&mut fixture);
+    assert_eq!((found.top, found.loss), (layer.id, None));
+    assert_eq!(fixture.stack_of("e"), [layer.id]);
+    assert_eq!(fixture.stack_of("v"), [other.layer]);
 }

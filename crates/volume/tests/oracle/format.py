@@ -27,7 +27,7 @@ DIRECTORY = DIRECTORY_PAGES * PAGE
 SLOTS = (0, 262144)
 DIRECTORY_AREA = 1048576
 MAP_AREA = 67108864
-SEALED, CLEAN, BOUND = 1, 2, 4
+SEALED, CLEAN, BOUND, EPHEMERAL = 1, 2, 4, 8
 STATES = ("absent", "zero", "data")
 ABSENT, ZERO, DATA, PAGED = 0, 1, 2, 3
 
@@ -126,7 +126,10 @@ class Superblock:
                 at += 2 + length
             self.records.append(fields)
         check(at == used, "the key records end where the slot does")
-        check(any(record[0] == slot[104:120] for record in self.records), "a record for the layer's data key")
+        if self.flags & EPHEMERAL:
+            check(not self.records, "an ephemeral layer has no key records")
+        else:
+            check(any(record[0] == slot[104:120] for record in self.records), "a record for the layer's data key")
         self.bytes = slot[:used]
 
 
@@ -311,11 +314,24 @@ def golden_slot(keys, size, sector, layer, base, exact, root):
     return start + struct.pack("<I", crc32c(start + bytes(4) + rest)) + rest
 
 
+def ephemeral_slot():
+    """A slot of a new ephemeral layer of 17 GiB: not bound, and without key records."""
+    head = b"sealvol\0" + struct.pack("<II", 1, CLEAN | EPHEMERAL)
+    head += bytes([0x11] * 16) + bytes([0x22] * 16) + bytes(16)
+    head += struct.pack("<QIIQQQ", 17 << 30, 4096, 2, 1, 0, 0) + bytes([0x33] * 16) + bytes(8)
+    start = head + struct.pack("<QII", 1, 0, 256 + 2 * 8)
+    rest = bytes(12 + 32 + 64) + bytes(2 * 8)
+    return start + struct.pack("<I", crc32c(start + bytes(4) + rest)) + rest
+
+
 def main():
     command, key, path = sys.argv[1:]
     keys = Keys(bytes.fromhex(key))
     if command == "read":
         Layer(path, keys).describe()
+    elif command == "ephemeral":
+        with open(path, "wb") as out:
+            out.write(ephemeral_slot())
     elif command == "golden":
         golden(keys, path)
     else:

@@ -9,11 +9,12 @@ use futures_executor::block_on;
 use sealvol_crypto::{Commitment, UnitSize, sha256};
 use sealvol_store::{Directory, Durability, FileDirectory, FileStore, IoBuf, Store};
 use sealvol_volume::{
-    Access, BLOCK, BlockState, DATA_FILE, Host, Layer, LayerId, LayerParams, LayerParts, Loss,
-    META_FILE, MapRun, Pins, Task, Volume, VolumeError, create, finish_sealing, open,
+    Access, BLOCK, BlockState, DATA_FILE, DataKeyId, Host, Layer, LayerId, LayerParams, LayerParts,
+    Loss, META_FILE, MapRun, Pins, Task, Volume, VolumeError, create, create_ephemeral,
+    finish_sealing, open, read_layer,
 };
 
-use crate::rig::{KEY, cipher, params, pattern, wrapped_keys};
+use crate::rig::{KEY, OTHER_KEY, cipher, params, pattern, wrapped_keys};
 
 const GIB: u64 = 1 << 30;
 const PAGE: u64 = 64 << 20;
@@ -25,6 +26,14 @@ const GOLDEN: &[u8] = include_bytes!("../oracle/golden-v1.layer");
 const GOLDEN_READS: &str = include_str!("../oracle/golden-v1.txt");
 /// SHA-256 of the golden layer. A change of it is a change of the format: that takes a new version, not a new hash.
 const GOLDEN_SHA256: &str = "6dc1e770b5da154f9b2b675650599efb6e7d8765873940b328451afe63b3570e";
+
+/// SHA-256 of a slot of an ephemeral layer, for which the same holds.
+const EPHEMERAL_SHA256: &str = "228689a49af9c1f29b018a2bc3109580c515e0be8b422473b0f42c807b6bdf40";
+
+fn digest(bytes: &[u8]) -> String {
+    let digest = sha256(&[bytes]);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
 
 /// A host that keeps the last pin, and runs tasks on threads.
 #[derive(Default)]
@@ -324,11 +333,7 @@ fn the_golden_layer_is_read_as_the_second_implementation_reads_it() {
 
 #[test]
 fn the_golden_layer_never_changes() {
-    let digest: String = sha256(&[GOLDEN])
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    assert_eq!(digest, GOLDEN_SHA256);
+    assert_eq!(digest(GOLDEN), GOLDEN_SHA256);
     let path = scratch("golden-made");
     let image = path.join("image");
     python("golden", &image);
@@ -337,4 +342,61 @@ fn the_golden_layer_never_changes() {
         "FORMAT.md's second implementation makes another layer"
     );
     std::fs::remove_dir_all(&path).unwrap();
+}
+
+#[test]
+fn an_ephemeral_layer_is_what_the_second_implementation_says() {
+    let path = scratch("ephemeral");
+    let slot = path.join("slot");
+    python("ephemeral", &slot);
+    let golden = std::fs::read(&slot).unwrap();
+    assert_eq!(digest(&golden), EPHEMERAL_SHA256);
+    let layer = path.join("layer");
+    std::fs::create_dir(&layer).unwrap();
+    let params = params(17 * GIB, UnitSize::B4096);
+    block_on(async {
+        let directory = FileDirectory::open(&layer).unwrap();
+        let key = DataKeyId([0x33; 16]);
+        create_ephemeral(&directory, true, &params, key)
+            .await
+            .unwrap();
+        let meta = std::fs::read(layer.join(META_FILE)).unwrap();
+        for offset in [0, 256 << 10] {
+            assert_eq!(meta[offset..offset + golden.len()], golden);
+        }
+        // Bound to its key, it stays what it is, and opens under no other one.
+        let host = Arc::new(Threads::default());
+        let volume = open_files(
+            Vec::new(),
+            &layer,
+            &host,
+            &pins(params, 0, false),
+            Access::Writable,
+        )
+        .await;
+        write(&volume, 7 * BLOCK, 4096, 1).await;
+        volume.close().await.unwrap();
+        drop(volume);
+        let meta = directory
+            .open(META_FILE, sealvol_store::Access::ReadOnly)
+            .await
+            .unwrap();
+        let found = read_layer(&meta).await.unwrap();
+        assert!(found.ephemeral && found.bound && found.clean && found.keys.is_empty());
+        drop(meta);
+        python("read", &layer);
+        let (generation, _, commitment) = host.pinned.lock().unwrap().expect("pinned");
+        let mut parts = parts(
+            &layer,
+            &host,
+            &pins(params, generation, true),
+            Access::ReadOnly,
+        )
+        .await;
+        assert_eq!(parts.cipher.commitment(), commitment);
+        parts.cipher = Arc::new(cipher(&OTHER_KEY));
+        parts.pins.commitment = None;
+        let opened = open(Vec::new(), parts, Access::ReadOnly).await;
+        assert!(matches!(opened, Err(VolumeError::Tampered { .. })));
+    });
 }
