@@ -251,6 +251,8 @@ fn what_would_outlive_its_key_is_refused() {
         .sealvol(&["volume", "create", "c", "--from-snapshot", "e@s"])
         .failed_with(4, &["e@s"]);
     daemon.sealvol(&["key", "rewrap", "--all"]).succeeded();
+    let doctor = daemon.sealvol(&["doctor"]);
+    assert!(!doctor.stdout.contains("not configured"), "{doctor}");
     // It can be made larger, while it is attached and while not.
     daemon.write("e", (8 << 20) - 4096, &[3; 4096]);
     daemon

@@ -189,8 +189,9 @@ pub(crate) enum Volume {
     /// Give a volume another data key: every block is encrypted again, in use or not
     ///
     /// It begins a job that goes on by itself; clients may read and write all the while. What was
-    /// encrypted with the old key and nobody needs is destroyed at its end. Snapshots and clones
-    /// keep their keys: the job's last word names all that the old key still opens.
+    /// encrypted with the old key and nobody needs is destroyed at its end. Clones keep their keys,
+    /// and so do snapshots without --with-snapshots: the job's last word names all that the old key
+    /// still opens.
     Rekey(Rekey),
     /// Register a volume again from its layer, when the registry that knew it is lost
     Adopt(Adopt),
@@ -222,6 +223,9 @@ pub(crate) struct Rekey {
     /// Copy so many bytes a second at most, such as 200M; 1M or more
     #[arg(long, value_name = "RATE")]
     pub(crate) rate: Option<Size>,
+    /// Its snapshots too, each layer copied as it is: what only the old key opened is then nothing
+    #[arg(long)]
+    pub(crate) with_snapshots: bool,
     /// Watch the job until it has ended, as `job watch` does
     #[arg(long)]
     pub(crate) wait: bool,

@@ -31,6 +31,7 @@ pub(crate) async fn rekey(
     let request = api::RekeyVolume {
         key: options.key,
         rate: options.rate.map(Size::bytes),
+        with_snapshots: options.with_snapshots,
     };
     let job = client.rekey_volume(&options.name, &request).await?;
     if options.wait {

@@ -22,6 +22,10 @@ pub struct RekeyVolume {
     /// Bytes that are copied a second at most, [`JOB_RATE_MIN`] or more; as many as possible if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<u64>,
+    /// Its snapshots too, layer by layer, under the same new data key: at the end the old ones open nothing of the volume any
+    /// more. The copies are as large as what they are copies of.
+    #[serde(default)]
+    pub with_snapshots: bool,
 }
 
 /// Ask to have all that a clone shares copied into it, under its own data key, by a [`Job`] of kind [`JobKind::Rekey`].

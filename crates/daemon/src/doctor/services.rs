@@ -42,7 +42,9 @@ pub(super) async fn look(daemon: &Daemon) -> Vec<Check> {
 /// Volumes that can't be attached, since nobody can be asked for their key.
 pub(super) async fn orphans(daemon: &Daemon) -> Result<Check, Error> {
     const SUBJECT: &str = "volumes' keys";
-    let volumes = daemon.list_volumes().await?.volumes;
+    let mut volumes = daemon.list_volumes().await?.volumes;
+    // Nobody is asked for the key of an ephemeral one.
+    volumes.retain(|volume| !volume.ephemeral);
     let known = |key: &str| {
         let provider = key.split(':').next();
         daemon

@@ -42,7 +42,7 @@ use crate::registry::JobRow;
 use copying::{Clients, Copiers, Cursor};
 use progress::Progress;
 
-pub(crate) use work::{Rekey, Work};
+pub(crate) use work::{LayerCopy, Rekey, Work};
 
 /// The number of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -124,6 +124,8 @@ pub(crate) struct Jobs {
     pub(crate) copiers: Copiers,
     /// Volumes that jobs have opened while nobody has them attached.
     opened: Mutex<HashMap<VolumeName, Arc<Volume<FileStore>>>>,
+    /// Copies of layers that jobs have opened for volumes of these names.
+    copies: Mutex<HashMap<VolumeName, Arc<Volume<FileStore>>>>,
     /// True from the daemon's stop on.
     stopping: watch::Sender<bool>,
     /// None is at work.
@@ -184,6 +186,25 @@ impl Jobs {
     /// What a job has opened is not open any more for the next step.
     pub(crate) fn take_opened(&self, name: &VolumeName) -> Option<Arc<Volume<FileStore>>> {
         self.open_volumes().remove(name)
+    }
+
+    /// The copy of a layer, if a job has one open for the volume of that name.
+    pub(crate) fn copy(&self, name: &VolumeName) -> Option<Arc<Volume<FileStore>>> {
+        self.open_copies().get(name).cloned()
+    }
+
+    /// A job has opened the copy of a layer for the volume of that name.
+    pub(crate) fn has_copy(&self, name: &VolumeName, copy: &Arc<Volume<FileStore>>) {
+        self.open_copies().insert(name.clone(), Arc::clone(copy));
+    }
+
+    /// The copy of a layer is not open any more for the next step.
+    pub(crate) fn take_copy(&self, name: &VolumeName) -> Option<Arc<Volume<FileStore>>> {
+        self.open_copies().remove(name)
+    }
+
+    fn open_copies(&self) -> MutexGuard<'_, HashMap<VolumeName, Arc<Volume<FileStore>>>> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_volumes(&self) -> MutexGuard<'_, HashMap<VolumeName, Arc<Volume<FileStore>>>> {

@@ -91,6 +91,13 @@ impl Daemon {
         let row = self.job_row(job.id).await?;
         if job.is_cancelled() && self.may_be_cancelled(&row) {
             let left = what_is_left(&row);
+            let mut work = row.work;
+            if work.gives_up_copies() {
+                let id = job.id;
+                self.registry
+                    .call(move |registry| registry.set_work(id, &work))
+                    .await?;
+            }
             self.end(job, JobState::Cancelled, left, None).await?;
             return Ok(Outcome::Ended);
         }
@@ -127,7 +134,8 @@ impl Daemon {
     /// Whether cancelling leaves everything in good order.
     pub(crate) fn may_be_cancelled(&self, row: &JobRow) -> bool {
         match &row.work {
-            Work::Rekey(rekey) => !rekey.cut_over,
+            // Copies of snapshots' layers are nobody's then, and go.
+            Work::Rekey(rekey) => !rekey.cut_over || (rekey.with_snapshots && !rekey.switched),
         }
     }
 

@@ -32,6 +32,36 @@ pub(crate) struct Rekey {
     /// It is the copy of a snapshot: at its end the volume gets a snapshot of this name, and nobody uses it before.
     #[serde(default)]
     pub then_snapshot: Option<String>,
+    /// The volume's snapshots are to be under the new key too.
+    #[serde(default)]
+    pub with_snapshots: bool,
+    /// For that, the layers that they stand on and their copies, the lowest first; none before there are any.
+    #[serde(default)]
+    pub copies: Option<Vec<LayerCopy>>,
+    /// The snapshots stand on the copies.
+    #[serde(default)]
+    pub switched: bool,
+}
+
+/// A layer, and the one that is to be exactly what it is, under another key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LayerCopy {
+    from: String,
+    to: String,
+}
+
+impl LayerCopy {
+    pub(crate) fn new(from: LayerId, to: LayerId) -> Self {
+        Self {
+            from: from.to_string(),
+            to: to.to_string(),
+        }
+    }
+
+    /// The layer, and its copy.
+    pub(crate) fn layers(&self) -> Result<(LayerId, LayerId), InvalidId> {
+        Ok((self.from.parse()?, self.to.parse()?))
+    }
 }
 
 impl Work {
@@ -64,6 +94,34 @@ impl Work {
                 add(&mut rekey.old_keys, old_keys);
                 add(&mut rekey.to_destroy, orphans);
             }
+        }
+    }
+}
+
+impl Work {
+    /// These layers are to be copied so.
+    pub(crate) fn has_begun_copies(&mut self, layers: Vec<LayerCopy>) {
+        match self {
+            Self::Rekey(rekey) => rekey.copies = Some(layers),
+        }
+    }
+
+    /// The snapshots stand on the copies: under these data keys was what they stood on, and these layers are nobody's any more.
+    pub(crate) fn has_switched(&mut self, old_keys: &[DataKeyId], orphans: &[LayerId]) {
+        match self {
+            Self::Rekey(rekey) => {
+                rekey.switched = true;
+                rekey.copies = None;
+                add(&mut rekey.old_keys, old_keys);
+                add(&mut rekey.to_destroy, orphans);
+            }
+        }
+    }
+
+    /// What it had begun to copy is nobody's.
+    pub(crate) fn gives_up_copies(&mut self) -> bool {
+        match self {
+            Self::Rekey(rekey) => rekey.copies.take().is_some(),
         }
     }
 }

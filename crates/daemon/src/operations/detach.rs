@@ -88,14 +88,14 @@ impl Daemon {
 
     /// Closes what a job has opened, commits and wipes its key. The caller has the volume's turn.
     pub(crate) async fn close_opened(&self, name: &VolumeName) {
-        let Some(volume) = self.jobs.take_opened(name) else {
-            return;
-        };
-        if let Err(error) = close(&volume).await {
-            // Whoever opens it next meets the cause.
-            tracing::error!(volume = %name, %error, "not closed cleanly");
+        let opened = [self.jobs.take_copy(name), self.jobs.take_opened(name)];
+        for volume in opened.into_iter().flatten() {
+            if let Err(error) = close(&volume).await {
+                // Whoever opens it next meets the cause.
+                tracing::error!(volume = %name, %error, "not closed cleanly");
+            }
+            last_reference(name.as_str(), volume).await;
         }
-        last_reference(name.as_str(), volume).await;
     }
 
     /// Closes every volume; they stay registered as attached, so the next start attaches them again.

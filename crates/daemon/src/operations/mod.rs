@@ -22,6 +22,7 @@ mod on_revoke;
 mod recover;
 mod rekey;
 mod rekey_end;
+mod rekey_family;
 mod resize;
 mod rewrap;
 mod show;

@@ -12,7 +12,7 @@
 //! - a volume that nobody has attached is opened only by a re-key that was asked for while it was not;
 //! - layers that a snapshot or another volume stands on stay as they are, with their keys, and the result says which.
 //!
-//! The old key's end is in `rekey_end.rs`.
+//! What becomes of its snapshots, if they are to be under the new key too, is in `rekey_family.rs`. The old key's end is in `rekey_end.rs`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,7 +28,7 @@ use crate::error::Error;
 use crate::exports::Export;
 use crate::jobs::copying::{CopyError, copy_part};
 use crate::jobs::{Job, Rekey, Step, Work};
-use crate::registry::{Attached, JobRow, NewJob, VolumeRow};
+use crate::registry::{Attached, JobRow, LayerRow, NewJob, VolumeRow};
 use crate::rights::Caller;
 use crate::timestamp;
 
@@ -62,6 +62,7 @@ impl Daemon {
             work: Work::Rekey(Rekey {
                 rate: request.rate,
                 detached,
+                with_snapshots: request.with_snapshots,
                 sealed: row.top.to_string(),
                 old_keys,
                 ..Rekey::default()
@@ -103,7 +104,8 @@ impl Daemon {
             job: job.id.0,
         };
         let Work::Rekey(mut rekey) = job.work;
-        if !same || row.attached.is_some() || rekey.detached {
+        let more = request.with_snapshots && !rekey.with_snapshots;
+        if !same || more || row.attached.is_some() || rekey.detached {
             return Err(under_way);
         }
         rekey.detached = true;
@@ -134,6 +136,9 @@ impl Daemon {
         if row.id != job.volume {
             return Err(Error::NoSuchVolume(job.name.clone()));
         }
+        if work.cut_over && work.with_snapshots && !work.switched {
+            return self.copy_family(job, work, &row).await;
+        }
         if work.cut_over {
             return self.end_rekey(job, work, &row).await;
         }
@@ -155,7 +160,8 @@ impl Daemon {
         let name = &row.name;
         let (volume, export) = self.volume_of_job(job, work, row).await?;
         if volume.layers().len() > 1 {
-            self.look_anew(job, row, &volume).await?;
+            let top = self.stack(row, row.top).await?.swap_remove(0);
+            self.look_anew(job, row, &top, &volume).await?;
             let all = copy_part(&self.jobs.copiers, job, &volume, export.as_ref()).await;
             let all = all.map_err(|error| match error {
                 CopyError::Volume(error) => Error::volume(name)(error),
@@ -220,10 +226,11 @@ impl Daemon {
 
     /// Looks whether there is room for the next part, and, once for each top that the job meets, for all that is left: a copy that
     /// nobody waits for is not to fill the disk that clients and the registry need.
-    async fn look_anew(
+    pub(super) async fn look_anew(
         &self,
         job: &Job,
         row: &VolumeRow,
+        into: &LayerRow,
         volume: &Volume<FileStore>,
     ) -> Result<(), Error> {
         let top = volume.top().id();
@@ -237,8 +244,7 @@ impl Daemon {
             job.progress.set_left(left);
             left
         };
-        let layers = self.stack(row, row.top).await?;
-        let free = self.place_of(&layers[0]).free_for_jobs();
+        let free = self.place_of(into).free_for_jobs();
         let free = free.map_err(|error| {
             Error::Internal(format!("the space for volume {}: {error}", row.name))
         })?;

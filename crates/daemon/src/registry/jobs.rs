@@ -90,9 +90,7 @@ impl Database {
 
     /// The job with that number.
     pub(crate) fn job(&mut self, id: JobId) -> Result<Option<JobRow>> {
-        let sql = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1");
-        let row = self.connection.query_row(&sql, [signed(id.0)?], job);
-        Ok(row.optional()?)
+        job_with(&self.connection, id)
     }
 
     /// The job of a volume that has not ended.
@@ -124,11 +122,7 @@ impl Database {
 
     /// What a job does has changed.
     pub(crate) fn set_work(&mut self, id: JobId, work: &Work) -> Result<()> {
-        self.connection.execute(
-            "UPDATE jobs SET work = ?2 WHERE id = ?1",
-            params![signed(id.0)?, text(work)?],
-        )?;
-        Ok(())
+        write_work(&self.connection, id, work)
     }
 
     /// A job has ended. The oldest that have are forgotten.
@@ -162,10 +156,7 @@ impl Database {
             let ids: Vec<LayerId> = orphans.iter().map(|layer| layer.id).collect();
             let mut work = row.work;
             work.has_cut_over(&old_keys, &ids);
-            transaction.execute(
-                "UPDATE jobs SET work = ?2 WHERE id = ?1",
-                params![signed(row.id.0)?, text(&work)?],
-            )?;
+            write_work(&transaction, row.id, &work)?;
         }
         transaction.commit()?;
         Ok(orphans)
@@ -267,6 +258,21 @@ pub(super) fn insert_job(transaction: &Transaction<'_>, new: &NewJob) -> Result<
     Ok(())
 }
 
+pub(super) fn job_with(connection: &Connection, id: JobId) -> Result<Option<JobRow>> {
+    let sql = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?1");
+    let row = connection.query_row(&sql, [signed(id.0)?], job);
+    Ok(row.optional()?)
+}
+
+/// What a job does has changed.
+pub(super) fn write_work(connection: &Connection, id: JobId, work: &Work) -> Result<()> {
+    connection.execute(
+        "UPDATE jobs SET work = ?2 WHERE id = ?1",
+        params![signed(id.0)?, text(work)?],
+    )?;
+    Ok(())
+}
+
 fn job_of(connection: &Connection, volume: VolumeId) -> Result<Option<JobRow>> {
     let sql = format!("SELECT {COLUMNS} FROM jobs WHERE volume = ?1 AND ended IS NULL");
     let row = connection.query_row(&sql, [volume.to_string()], job);
@@ -293,7 +299,7 @@ fn end_job(transaction: &Transaction<'_>, id: JobId, end: &JobEnd) -> Result<()>
 }
 
 /// The layers that a volume or a snapshot stands on.
-fn needed(connection: &Connection) -> Result<HashSet<LayerId>> {
+pub(super) fn needed(connection: &Connection) -> Result<HashSet<LayerId>> {
     let mut needed = HashSet::new();
     for head in heads(connection)? {
         needed.extend(stack(connection, head.top)?.iter().map(|layer| layer.id));

@@ -4,7 +4,7 @@ use sealvol_control::api::Rekeyed;
 use sealvol_crypto::UnitSize;
 
 use super::*;
-use crate::jobs::Rekey;
+use crate::jobs::{LayerCopy, Rekey};
 use crate::registry::{Backing, NewTop, NewVolume, RowState, WrappedBy};
 
 struct Fixture {
@@ -362,4 +362,40 @@ fn a_registry_of_version_4_has_no_jobs_and_takes_them() {
     let volume = fixture.volume("v");
     fixture.rekey(&volume, volume.layer);
     assert_eq!(fixture.database.jobs().expect("read").len(), 1);
+}
+
+#[test]
+fn snapshots_go_over_to_copies_in_one_step_and_what_they_leave_is_the_jobs() {
+    let mut fixture = Fixture::new();
+    let v = fixture.volume("v");
+    let mut cut = top(&v, v.layer);
+    let name: sealvol_control::api::SnapshotName = "s".parse().expect("a name");
+    cut.snapshot = Some((name.clone(), "v@s".into(), v.created.clone()));
+    let database = &mut fixture.database;
+    database.put_tops(&[cut.clone()]).expect("put");
+    assert_eq!(database.record_cut_over(v.id).expect("recorded"), []);
+    let job = database.job_of(v.id).expect("read").expect("begun").id;
+    let copy = LayerRow {
+        id: LayerId::random(),
+        parent: None,
+        ..cut.layer.clone()
+    };
+    let copies = [copy.clone()];
+    database.begin_layers(&copies).expect("begun");
+    let pair = vec![LayerCopy::new(v.layer, copy.id)];
+    database.begin_copies(job, &copies, pair).expect("begun");
+    assert_eq!(database.new_layers().expect("read"), []);
+    assert_eq!(database.layers_of_nobody().expect("read"), []);
+
+    database
+        .switch_family(v.id, job, &[(v.layer, copy.id)])
+        .expect("switched");
+    let snapshot = database.snapshot(v.id, &name).expect("read");
+    assert_eq!(snapshot.expect("there").layer, copy.id);
+    let Work::Rekey(rekey) = database.job(job).expect("read").expect("there").work;
+    assert_eq!((rekey.switched, rekey.copies), (true, None));
+    assert_eq!(rekey.to_destroy, [v.layer.to_string()]);
+    assert!(rekey.old_keys.contains(&v.data_key.to_string()));
+    assert_eq!(database.layers_of_nobody().expect("read"), []);
+    assert_eq!(database.opened_by(&[v.data_key]).expect("read"), []);
 }

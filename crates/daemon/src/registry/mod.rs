@@ -13,6 +13,7 @@
 
 mod database;
 mod enforcements;
+mod families;
 mod jobs;
 mod merges;
 mod new_layers;
