@@ -234,7 +234,7 @@ fn a_copy_goes_on_after_a_kill_and_nobody_uses_it_before_it_is_there() {
     let expected = source(&daemon, &place);
     daemon.detach("v");
     daemon.sealvol(&["key", "create", "local:safe"]).succeeded();
-    let more = ["--key", "local:safe", "--rate", "3M"];
+    let more = ["--key", "local:safe", "--rate", "1M"];
     let begun = copy(&daemon, "c@t", &more).succeeded().json();
     assert_eq!(
         (&begun["from"], &begun["to"]),
