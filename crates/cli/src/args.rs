@@ -1,16 +1,20 @@
 //! What may be typed. Names and defaults only: what a word does is in [`crate::run`].
 
+mod key;
+
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use sealvol_audit::Anchor;
 use sealvol_control::api::bench::MILLISECONDS;
 use sealvol_control::api::{self, BadSnapshotName, BadVolumeName, SnapshotRef, VolumeName};
 use sealvol_control::size::Size;
+
+pub(crate) use key::{Key, Rewrap};
 
 /// Encrypted block volumes: create, attach, detach, and look at them.
 ///
@@ -499,48 +503,6 @@ pub(crate) struct Adopt {
     pub(crate) device: Option<PathBuf>,
 }
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Key {
-    /// Create a key-encryption key
-    Create {
-        /// PROVIDER:KEY
-        #[arg(value_name = "KEYREF")]
-        key: String,
-    },
-    /// List the keys of the configured providers
-    List {
-        /// Only those of this provider
-        #[arg(long)]
-        provider: Option<String>,
-    },
-    /// Wrap the data keys of a volume anew: by the newest version of its key, or by another key
-    ///
-    /// The volume stays as it is and in use: no block changes, and its data keys stay the same. So it
-    /// does not help against whoever has an old superblock and the old key. What still has copies
-    /// under the former key is told.
-    Rewrap(Rewrap),
-    /// Show one key
-    Show {
-        /// PROVIDER:KEY
-        #[arg(value_name = "KEYREF")]
-        key: String,
-    },
-}
-
-#[derive(Debug, Args)]
-#[command(group(ArgGroup::new("which").required(true)))]
-pub(crate) struct Rewrap {
-    /// The volume's name
-    #[arg(value_name = "VOLUME", group = "which")]
-    pub(crate) name: Option<VolumeName>,
-    /// Every volume, one after the other
-    #[arg(long, group = "which")]
-    pub(crate) all: bool,
-    /// The key that is to wrap them, as PROVIDER:KEY, of the same provider [default: the volume's]
-    #[arg(long, value_name = "KEYREF")]
-    pub(crate) key: Option<String>,
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -650,6 +612,39 @@ mod tests {
             let error = parse(wrong).expect_err(wrong);
             assert_eq!(error.exit_code(), 2, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_rotation_is_every_so_many_days_or_off() {
+        let days = |line: &str| match parse(&format!("sealvol key rotation local:k {line}")) {
+            Ok(Cli {
+                noun: Noun::Key(Key::Rotation { every, .. }),
+                ..
+            }) => Some(every),
+            _ => None,
+        };
+        assert_eq!(days("--every 90"), Some(Some(90)));
+        assert_eq!(days("--off"), Some(None));
+        for wrong in [
+            "",
+            "--every 90 --off",
+            "--every 89",
+            "--every 2561",
+            "--every x",
+        ] {
+            assert_eq!(days(wrong), None, "{wrong}");
+        }
+        let window = |line: &str| match parse(&format!("sealvol key schedule-deletion k:k {line}"))
+        {
+            Ok(Cli {
+                noun: Noun::Key(Key::ScheduleDeletion { window, .. }),
+                ..
+            }) => Some(window),
+            _ => None,
+        };
+        assert_eq!(window(""), Some(30));
+        assert_eq!(window("--window 7 --even-if-used"), Some(7));
+        assert_eq!((window("--window 6"), window("--window 31")), (None, None));
     }
 
     #[test]

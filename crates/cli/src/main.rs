@@ -9,6 +9,7 @@ mod audit;
 mod doctor;
 mod flatten;
 mod jobs;
+mod key;
 mod render;
 mod rewrap;
 mod run;

@@ -317,41 +317,6 @@ pub(crate) fn volume_map(map: &api::VolumeMap) -> String {
     )
 }
 
-pub(crate) fn key_list(list: &api::KeyList) -> String {
-    let rows: Vec<_> = list
-        .keys
-        .iter()
-        .map(|key| {
-            [
-                key.key.clone(),
-                key.version.to_string(),
-                key.state.clone(),
-                key.key_id.clone(),
-            ]
-        })
-        .collect();
-    table(
-        [left("KEY"), right("VERSION"), left("STATE"), left("ID")],
-        &rows,
-    )
-}
-
-pub(crate) fn key(key: &api::Key) -> String {
-    fields(&[
-        ("key", key.key.clone()),
-        ("id", key.key_id.clone()),
-        ("version", key.version.to_string()),
-        ("state", key.state.clone()),
-    ])
-}
-
-pub(crate) fn key_created(key: &api::Key) -> String {
-    format!(
-        "Key {} created: id {} version {}\n",
-        key.key, key.key_id, key.version
-    )
-}
-
 pub(crate) fn status(status: &api::Status) -> String {
     let volumes: Vec<_> = status
         .volumes

@@ -252,38 +252,6 @@ OFFSET   LENGTH  STATE   LAYER
 }
 
 #[test]
-fn keys_are_a_table_and_one_is_a_record() {
-    let one = api::Key {
-        key: "local:default".into(),
-        key_id: "0d7c".into(),
-        version: 3,
-        state: "enabled".into(),
-    };
-    assert_eq!(
-        key_list(&api::KeyList {
-            keys: vec![one.clone()]
-        }),
-        "\
-KEY            VERSION  STATE    ID
-local:default        3  enabled  0d7c
-"
-    );
-    assert_eq!(
-        key(&one),
-        "\
-key:      local:default
-id:       0d7c
-version:  3
-state:    enabled
-"
-    );
-    assert_eq!(
-        key_created(&one),
-        "Key local:default created: id 0d7c version 3\n"
-    );
-}
-
-#[test]
 fn status_names_protection_and_failures() {
     let shown = api::Status {
         version: "0.1.0".into(),

@@ -10,15 +10,13 @@ use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{
-    Adopt, Attach, Audit, Cli, Create, Exported, Key, Limit, Noun, RevokeMode, Volume,
-};
+use crate::args::{Adopt, Attach, Audit, Cli, Create, Exported, Limit, Noun, RevokeMode, Volume};
 use crate::audit::{self, AuditError};
 use crate::doctor;
 use crate::flatten::{self, Progress};
 use crate::jobs;
 use crate::render::{self, bench};
-use crate::{rewrap, snapshot};
+use crate::{key, snapshot};
 
 /// Why a command did not do what it says.
 #[derive(Debug, Error)]
@@ -91,7 +89,7 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
         Noun::Volume(verb) => volume(&client, &print, verb).await,
         Noun::Snapshot(verb) => snapshot::run(&client, &print, verb).await,
         Noun::Job(verb) => jobs::run(&client, &print, verb).await,
-        Noun::Key(verb) => key(&client, &print, verb).await,
+        Noun::Key(verb) => key::run(&client, &print, verb).await,
         Noun::Audit(Audit::Verify(options)) => audit::verify(&client, &print, options).await,
         Noun::Status => print.answer(&client.status().await?, render::status),
         Noun::Doctor => doctor::run(&client, &print).await,
@@ -218,20 +216,6 @@ async fn attach(client: &Client, print: &Printer, options: Attach) -> Result<(),
     };
     let attached = client.attach_volume(name, &request).await?;
     print.answer(&attached, render::attached)
-}
-
-async fn key(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
-    match verb {
-        Key::Create { key } => {
-            let request = api::CreateKey { key };
-            print.answer(&client.create_key(&request).await?, render::key_created)
-        }
-        Key::List { provider } => {
-            print.answer(&client.keys(provider.as_deref()).await?, render::key_list)
-        }
-        Key::Rewrap(options) => rewrap::run(client, print, options).await,
-        Key::Show { key } => print.answer(&client.key(&key).await?, render::key),
-    }
 }
 
 /// One JSON document for both parts; as text, the first part while the second is measured.

@@ -37,6 +37,8 @@
 //! | `GET /v1/keys[?provider=P]`       |                   | [`KeyList`]     | any        |
 //! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
 //! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
+//! | `POST /v1/keys/PROVIDER:KEY/change` | [`ChangeKey`]   | [`Key`]         | administer |
+//! | `POST /v1/keys/PROVIDER/accept-table` |               | [`KeyTable`]    | administer |
 //!
 //! "Any" is one of the three rights, whichever; who has none is refused everything. An empty body
 //! means all defaults where the request allows it. A request with an unknown field is refused.
@@ -57,6 +59,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 mod jobs;
+mod keys;
 mod revocation;
 mod rewrap;
 mod snapshots;
@@ -66,6 +69,7 @@ pub use jobs::{
     Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
     RekeyVolume, Rekeyed,
 };
+pub use keys::{ChangeKey, CreateKey, Key, KeyList, KeyTable, KeyVersion};
 pub use revocation::{Enforcement, OnRevoke};
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
@@ -535,34 +539,6 @@ pub struct MapRun {
     /// UUID of the layer that the run comes from; none for `absent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<String>,
-}
-
-/// Ask for a new key-encryption key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CreateKey {
-    /// `PROVIDER:KEY`, free until now.
-    pub key: String,
-}
-
-/// A key-encryption key, described by its provider.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Key {
-    /// `PROVIDER:KEY`.
-    pub key: String,
-    /// The provider's own identifier.
-    pub key_id: String,
-    /// Its present version.
-    pub version: u32,
-    /// In the provider's words (`enabled`).
-    pub state: String,
-}
-
-/// The keys of one provider.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyList {
-    /// Sorted by reference.
-    pub keys: Vec<Key>,
 }
 
 /// What kind of failure a request met; each is one HTTP status and one exit code of `sealvol`.

@@ -390,6 +390,22 @@ impl Client {
         self.send(Method::POST, api::KEYS, request).await
     }
 
+    /// Another state, version or rotation of a key.
+    pub async fn change_key(
+        &self,
+        key: &str,
+        request: &api::ChangeKey,
+    ) -> Result<api::Key, ClientError> {
+        let path = format!("{}/{}/change", api::KEYS, escaped(key));
+        self.send(Method::POST, &path, request).await
+    }
+
+    /// Goes on from a provider's table of keys that is older than the one relied on.
+    pub async fn accept_key_table(&self, provider: &str) -> Result<api::KeyTable, ClientError> {
+        let path = format!("{}/{}/accept-table", api::KEYS, escaped(provider));
+        self.send(Method::POST, &path, &NoFields {}).await
+    }
+
     async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.within_deadline(Method::GET, path, Bytes::new()).await
     }

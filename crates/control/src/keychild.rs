@@ -21,6 +21,7 @@
 
 mod failure;
 pub mod frame;
+mod lifecycle;
 pub mod message;
 mod transit;
 
@@ -37,10 +38,14 @@ use tokio::process::{Child, ChildStderr, Command};
 pub use failure::{
     FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER,
 };
+pub use lifecycle::{
+    DELETION_WINDOW, KeyChange, KeyState, Lifecycle, ROTATION_PERIOD, ROTATIONS_ON_DEMAND_MAX,
+    TableState, Tended,
+};
 pub use message::{
-    Batch, CALLS_MAX, Call, CallResult, Confinement, Context, Done, KeyDescription, KeyState,
-    KeyVersion, Landlock, LocalService, MasterKey, PROTOCOL_VERSION, Provider, Reply, Right,
-    Service, WRAPPED_MAX, Wrapped,
+    Batch, CALLS_MAX, Call, CallResult, Confinement, Context, Done, KeyDescription, KeyVersion,
+    Landlock, LocalService, MasterKey, PROTOCOL_VERSION, Provider, Reply, Right, Service,
+    WRAPPED_MAX, Wrapped,
 };
 pub use transit::{Address, Credential, TransitService};
 
@@ -69,6 +74,8 @@ pub struct Answer {
     pub keys: UnixStream,
     /// How the child was confined.
     pub confinement: Confinement,
+    /// What the provider's table of keys is known by now.
+    pub table: Option<TableState>,
 }
 
 impl KeyChild {
@@ -149,11 +156,13 @@ impl KeyChild {
         let Reply {
             confinement,
             results,
+            table,
         } = self.judge(batch, reply, status, &stderr)?;
         Ok(Answer {
             results,
             keys,
             confinement,
+            table,
         })
     }
 

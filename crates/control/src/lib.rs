@@ -5,3 +5,4 @@ pub mod client;
 pub mod key_ref;
 pub mod keychild;
 pub mod size;
+pub mod timestamp;

@@ -32,6 +32,7 @@ fn batch(calls: Vec<Call>) -> Batch {
         provider,
         require_secretmem: false,
         calls,
+        relied_on: None,
     }
 }
 

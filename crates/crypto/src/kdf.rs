@@ -17,6 +17,8 @@ pub(crate) const MAP_MAC: &[u8] = b"sealvol v1 map mac";
 pub(crate) const WRAP: &[u8] = b"sealvol v1 wrap volume key";
 /// Label of the AES-256-GCM key and IV that seal a key-encryption key.
 pub(crate) const SEAL: &[u8] = b"sealvol v1 seal key-encryption key";
+/// Label of the key of the MAC over a table of keys.
+pub(crate) const TABLE_MAC: &[u8] = b"sealvol v1 key table mac";
 
 /// HKDF-SHA256 of `ikm` with `salt` (may be empty) and `label` as info.
 pub(crate) fn derive<const N: usize>(ikm: &[u8], salt: &[u8], label: &[u8]) -> Zeroizing<[u8; N]> {

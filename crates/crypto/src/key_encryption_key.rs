@@ -11,6 +11,7 @@ use crate::kdf;
 use crate::locked::{KeyMemory, Slot};
 use crate::random;
 use crate::residue::with_cleared_residue;
+use crate::sector_cipher::hmac_sha256;
 use crate::volume_key::{KeyError, read_exact};
 use crate::wrap::{self, Format, WrapError, WrapHeader};
 
@@ -104,6 +105,14 @@ impl KeyEncryptionKey {
     /// A blob that is malformed or of a newer format.
     pub fn sealed_header(blob: &[u8]) -> Result<WrapHeader, WrapError> {
         wrap::parse::<SealedKeyFormat>(blob)
+    }
+
+    /// Authenticates the table of the keys that this key seals: what is said of them, not the keys. `id` is the table's own.
+    pub fn table_mac(&self, id: &[u8; 16], table: &[u8]) -> [u8; 32] {
+        with_cleared_residue(|| {
+            let key = kdf::derive::<32>(self.bytes(), id, kdf::TABLE_MAC);
+            hmac_sha256(key.as_slice(), &[table])
+        })
     }
 
     /// The one entry for key bytes: `source` fills the slot in place.

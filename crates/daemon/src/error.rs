@@ -282,6 +282,14 @@ pub enum Error {
         /// One of the volumes.
         volume: VolumeName,
     },
+    /// Volumes would be lost with the key.
+    #[error("key {key}: volumes need it: {}", names(volumes))]
+    KeyInUse {
+        /// The key.
+        key: KeyRef,
+        /// Those volumes, by name.
+        volumes: Vec<VolumeName>,
+    },
     /// It is no key reference.
     #[error(transparent)]
     KeyRef(#[from] KeyRefError),

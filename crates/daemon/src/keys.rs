@@ -3,9 +3,13 @@
 //! What always holds:
 //! - a key reference whose provider is not configured is refused before anything is started;
 //! - each use of a key is in the audit log, with its result, before it has an effect;
+//! - of a provider's table of keys nothing older than what was seen once is believed ([`relied_on`]);
 //! - only a failure that may pass is tried again, within the deadline, and never one that might
 //!   have made something;
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
+
+mod lifecycle;
+mod relied_on;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,7 +31,9 @@ use sealvol_volume::VolumeId;
 use crate::audit::{Audit, Operation, Record};
 use crate::config::Config;
 use crate::error::Error;
+use crate::registry::Registry;
 use crate::rights::Caller;
+use relied_on::ReliedOn;
 
 /// The key services as they are configured.
 #[derive(Debug)]
@@ -39,6 +45,7 @@ pub(crate) struct Keys {
     /// Where a provider's passphrase is read from, once per child.
     passphrase: Option<File>,
     audit: Audit,
+    relied_on: ReliedOn,
 }
 
 /// The volume that a key is used for.
@@ -65,7 +72,12 @@ pub(crate) struct WrappedCopy {
 
 impl Keys {
     /// The providers of `config`; `passphrase` is a file with the passphrase of those that need one.
-    pub(crate) fn new(config: &Config, passphrase: Option<File>, audit: Audit) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        passphrase: Option<File>,
+        audit: Audit,
+        registry: Registry,
+    ) -> Self {
         Self {
             child: KeyChild::new(&config.key_child, config.key_deadline),
             deadline: config.key_deadline,
@@ -73,6 +85,7 @@ impl Keys {
             require_secretmem: config.require_secretmem,
             passphrase,
             audit,
+            relied_on: ReliedOn::new(registry),
         }
     }
 
@@ -418,6 +431,7 @@ impl Keys {
             provider,
             require_secretmem: self.require_secretmem,
             calls,
+            relied_on: self.relied_on.of(key.provider()).await?,
         };
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
@@ -436,11 +450,15 @@ impl Keys {
             let wait = pause + jitter(pause);
             let left = until.saturating_duration_since(Instant::now());
             if attempts == Attempts::One || !may_pass || left <= wait + LEAST {
-                return answer.map_err(|source| Error::KeyChild {
+                let answer = answer.map_err(|source| Error::KeyChild {
                     volume: None,
                     key: key.clone(),
                     source: Box::new(source),
-                });
+                })?;
+                if let Some(table) = &answer.table {
+                    self.relied_on.saw(key.provider(), table).await?;
+                }
+                return Ok(answer);
             }
             tracing::warn!(key = %key, "key service failed, trying again");
             before = Some(answer);

@@ -144,7 +144,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
     let engine = Arc::new(engine);
     let audit = Audit::open(state.path())?;
     let parts = Parts {
-        keys: Keys::new(&config, passphrase, audit.clone()),
+        keys: Keys::new(&config, passphrase, audit.clone(), registry.clone()),
         config,
         state,
         registry,
@@ -173,6 +173,7 @@ async fn serve(args: &Args) -> Result<(), RunError> {
     tasks.spawn(answer_control(Arc::clone(&daemon), control));
     tasks.spawn(Arc::clone(&daemon).watch_keys());
     tasks.spawn(write_back::run(Arc::clone(&daemon.exports)));
+    tasks.spawn(Arc::clone(&daemon).tend_keys());
     // A task of its own: what has begun is carried to its end also when a stop comes in between.
     let again = tokio::spawn({
         let daemon = Arc::clone(&daemon);

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use sealvol_control::keychild::{
-    Call, CallResult, Context, Done, KeyFailure, Right, WRAPPED_MAX, Wrapped,
+    Call, CallResult, Context, Done, KeyFailure, Right, TableState, WRAPPED_MAX, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, VolumeKey};
@@ -20,6 +20,8 @@ pub struct Outcome {
     pub results: Vec<CallResult>,
     /// One for each successful `Unwrap`.
     pub keys: Vec<VolumeKey>,
+    /// What the service's table of keys is known by after them.
+    pub table: Option<TableState>,
 }
 
 /// Carries out `calls`. A service that could not be opened refuses every call that is permitted.
@@ -32,6 +34,7 @@ pub async fn carry_out<S: KeyService>(
     let mut outcome = Outcome {
         results: Vec::with_capacity(calls.len()),
         keys: Vec::new(),
+        table: None,
     };
     for call in calls {
         let result = match permitted(right, call).and_then(|()| service.map_err(KeyFailure::from)) {
@@ -42,6 +45,7 @@ pub async fn carry_out<S: KeyService>(
         };
         outcome.results.push(result);
     }
+    outcome.table = service.ok().and_then(KeyService::table_state);
     outcome
 }
 
@@ -51,6 +55,7 @@ pub fn refuse(refusal: &Refusal, right: Right, calls: &[Call]) -> Outcome {
     Outcome {
         results: calls.iter().map(refused).collect(),
         keys: Vec::new(),
+        table: None,
     }
 }
 
@@ -71,6 +76,11 @@ async fn carry_out_one<S: KeyService>(
     keys: &mut Vec<VolumeKey>,
 ) -> Result<Done, Refusal> {
     Ok(match call {
+        Call::AcceptTable => {
+            service.accept_table()?;
+            Done::AcceptTable
+        }
+        Call::Change { key, change } => Done::Change(service.change_key(key, change).await?),
         Call::Check {
             key,
             wrapped,
@@ -105,6 +115,7 @@ async fn carry_out_one<S: KeyService>(
                 .await?;
             Done::Rewrap(bounded(rewrapped)?)
         }
+        Call::Tend => Done::Tend(service.tend().await?),
         Call::Unwrap {
             key,
             wrapped,
@@ -166,12 +177,15 @@ fn bounded(wrapped: Wrapped) -> Result<Wrapped, Refusal> {
 
 fn name(call: &Call) -> &'static str {
     match call {
+        Call::AcceptTable => "AcceptTable",
+        Call::Change { change, .. } => change.as_str(),
         Call::Check { .. } => "Check",
         Call::CreateKey { .. } => "CreateKey",
         Call::Describe { .. } => "Describe",
         Call::Generate { .. } => "Generate",
         Call::ListKeys => "ListKeys",
         Call::Rewrap { .. } => "Rewrap",
+        Call::Tend => "Tend",
         Call::Unwrap { .. } => "Unwrap",
     }
 }

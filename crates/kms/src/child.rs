@@ -27,7 +27,8 @@ use sealvol_crypto::{HardenError, KeyError, harden_process};
 
 use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
-use crate::local::{self, Local};
+use crate::local::clock::SystemClock;
+use crate::local::{self, Local, Opening};
 use crate::transit::{self, Transit};
 use crate::{KeyService, Refusal};
 
@@ -82,10 +83,15 @@ fn run() -> Result<(), ChildError> {
     let confined = confinement::confine(needs.as_ref().unwrap_or(&Needs::NOTHING))?;
     let replied = exit_with_daemon(&messages)?;
 
-    let (Outcome { results, keys }, protection) = match needs {
+    let (outcome, protection) = match needs {
         Ok(needs) => execute(&batch, &needs, create, passphrase.as_ref())?,
         Err(refusal) => (refuse(&refusal, batch.right, &batch.calls), None),
     };
+    let Outcome {
+        results,
+        keys,
+        table,
+    } = outcome;
     for key in keys {
         key.write_to(&mut keys_out)?;
     }
@@ -99,6 +105,7 @@ fn run() -> Result<(), ChildError> {
         &Reply {
             confinement,
             results,
+            table,
         },
     )
     .map_err(ChildError::Reply)
@@ -169,15 +176,22 @@ fn execute(
         Ok(memory) => memory,
         Err(error) => return Ok((refuse(&error.into(), batch.right, &batch.calls), None)),
     };
-    let name = &batch.provider.name;
     let outcome = match &batch.provider.service {
-        Service::Local(service) => run_calls(
-            Local::open(name, service, create, passphrase, &memory),
-            &memory,
-            batch,
-        )?,
+        Service::Local(service) => {
+            let opening = Opening {
+                name: &batch.provider.name,
+                service,
+                create,
+                passphrase,
+                relied_on: batch.relied_on.as_ref(),
+                accept_table: batch.right == Right::Administer
+                    && batch.calls.first() == Some(&Call::AcceptTable),
+                clock: Box::new(SystemClock),
+            };
+            run_calls(Local::open(opening, &memory), &memory, batch)?
+        }
         Service::Transit(service) => run_calls(
-            Transit::open(name, service, &needs.connect, &memory),
+            Transit::open(&batch.provider.name, service, &needs.connect, &memory),
             &memory,
             batch,
         )?,

@@ -13,9 +13,9 @@
 //!
 //! | class | causes here | what the daemon does |
 //! |---|---|---|
-//! | key unusable | key disabled; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
-//! | not permitted | the caller's right, or the credential's policy, does not cover the call; a file that others can read or write | no retry |
-//! | wrong key or tamper | wrapped key, context or key material changed; wrapped under another key; wrong master key | never retries; alarm |
+//! | key unusable | key disabled, or pending deletion; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
+//! | not permitted | the caller's right, or the credential's policy, does not cover the call; rotated on demand too often; a file that others can read or write | no retry |
+//! | wrong key or tamper | wrapped key, context, key material or table of keys changed, or an older table; wrapped under another key; wrong master key | never retries; alarm |
 //! | gone for ever | no such key | keeps the ciphertext |
 //! | transient | database busy, I/O error, no locked memory; a server that is away, sealed, overloaded, or not who it should be | retries with backoff where that can help; never a revocation |
 //! | caller bug | malformed name, context or wrapped key; key exists | rejects |
@@ -35,7 +35,7 @@ pub mod transit;
 use std::future::Future;
 use std::sync::Arc;
 
-use sealvol_control::keychild::{KeyDescription, Wrapped};
+use sealvol_control::keychild::{KeyChange, KeyDescription, TableState, Tended, Wrapped};
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, VolumeKey};
 
@@ -45,6 +45,26 @@ pub use refusal::Refusal;
 ///
 /// `key` is a key's name or id in the provider's own words.
 pub trait KeyService {
+    /// Says that the table of keys counts from here on, although the caller has seen a newer one: it was opened so.
+    ///
+    /// # Errors
+    /// When the service keeps no such table, or was not opened so.
+    fn accept_table(&self) -> Result<(), Refusal> {
+        Err(Refusal::Unsupported {
+            call: "AcceptTable",
+        })
+    }
+
+    /// Changes a key, whole or not at all.
+    fn change_key(
+        &self,
+        _key: &str,
+        change: &KeyChange,
+    ) -> impl Future<Output = Result<KeyDescription, Refusal>> {
+        let call = change.as_str();
+        async move { Err(Refusal::Unsupported { call }) }
+    }
+
     /// Makes a key-encryption key with its first version, whole or not at all.
     fn create_key(&self, name: &str) -> impl Future<Output = Result<KeyDescription, Refusal>>;
 
@@ -69,6 +89,16 @@ pub trait KeyService {
         key: &str,
         context: &EncryptionContext,
     ) -> impl Future<Output = Result<Wrapped, Refusal>>;
+
+    /// What the table of keys is known by, if the service keeps one here.
+    fn table_state(&self) -> Option<TableState> {
+        None
+    }
+
+    /// Does what is due; nothing, where the service sees to that itself.
+    fn tend(&self) -> impl Future<Output = Result<Tended, Refusal>> {
+        async { Ok(Tended::default()) }
+    }
 
     /// The volume key, in a slot of `memory`.
     fn unwrap(

@@ -11,28 +11,44 @@
 //! - material is random, made in locked memory, and bound to its key's id, its version and its
 //!   database: rows cannot be swapped;
 //! - a wrapped key is opened by the key and version it names, if that is the key the caller named;
-//! - the master key of an existing database is never made anew.
+//! - the master key of an existing database is never made anew;
+//! - what is said of keys (names, states, versions, deadlines) stands under a MAC by the master key, and a table older than the
+//!   one that the caller relies on is refused.
 //!
 //! It does not keep whoever can read both database and master key from the keys, nor root.
 //! `LOCAL.md` describes the file for those who have to read it without this program.
 
+pub mod clock;
 mod database;
+mod lifecycle;
 mod master_key;
 pub(crate) mod place;
+mod schema;
+mod table;
 
+use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 
-use sealvol_control::keychild::{KeyDescription, KeyState, LocalService, MasterKey, Wrapped};
+use rusqlite::{Transaction, params};
+use sealvol_control::keychild::{
+    KeyChange, KeyDescription, KeyState, Lifecycle, LocalService, MasterKey, TableState, Tended,
+    Wrapped,
+};
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
-use sealvol_crypto::{EncryptionContext, KeyEncryptionKey, KeyError, VolumeKey, random};
+use sealvol_crypto::{
+    EncryptionContext, KeyEncryptionKey, KeyError, VolumeKey, constant_time_eq, random,
+};
 use uuid::Uuid;
 
 use crate::confinement::Needs;
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
-use database::{Database, KeyRow, Meta};
+use clock::{Clock, Now};
+use database::{Database, Meta};
 use master_key::Source;
+use table::{Cause, Key, Table, signed};
 
 /// What wraps and seals.
 const ALGORITHM: &str = "AES-256-GCM";
@@ -50,6 +66,28 @@ pub struct Local {
     database_id: [u8; 16],
     master: KeyEncryptionKey,
     memory: Arc<KeyMemory>,
+    clock: Box<dyn Clock>,
+    accepted: bool,
+    /// What the database says, and SQLite's number of that state.
+    table: RefCell<(i64, Rc<Table>)>,
+}
+
+/// How a provider is opened.
+pub struct Opening<'a> {
+    /// The provider's name.
+    pub name: &'a str,
+    /// Its configuration.
+    pub service: &'a LocalService,
+    /// Make database and master key file where they are missing.
+    pub create: bool,
+    /// What came with the batch.
+    pub passphrase: Option<&'a OwnedFd>,
+    /// The newest table that the caller has seen.
+    pub relied_on: Option<&'a TableState>,
+    /// Go on from an older table all the same: it counts as newer from then on.
+    pub accept_table: bool,
+    /// Where the time comes from.
+    pub clock: Box<dyn Clock>,
 }
 
 /// What this provider needs of the file system. Makes the database's directory if `create`: the
@@ -58,6 +96,7 @@ pub(crate) fn needs(service: &LocalService, create: bool) -> Result<Needs, Refus
     let mut needs = Needs::NOTHING;
     // SQLite seeds its own generator there, for the names and nonces of journals.
     needs.files.push("/dev/urandom".into());
+    needs.files.push(clock::BOOT_ID.into());
     if create {
         place::create_directory(&service.database)?;
     }
@@ -80,88 +119,143 @@ pub(crate) fn needs(service: &LocalService, create: bool) -> Result<Needs, Refus
 }
 
 impl Local {
-    /// Opens the provider `name`; makes database and master key file where they are missing if
-    /// `create`. `passphrase` is what came with the batch.
+    /// Opens the provider.
     ///
     /// # Errors
-    /// When the files are not there or not safe, or the master key is not the right one.
-    pub fn open(
-        name: &str,
-        service: &LocalService,
-        create: bool,
-        passphrase: Option<&OwnedFd>,
-        memory: &Arc<KeyMemory>,
-    ) -> Result<Self, Refusal> {
-        let database = Database::open(&service.database, create)?;
+    /// When the files are not there or not safe, the master key is not the right one, or the table of keys was changed by
+    /// somebody else or is older than the one that is relied on.
+    pub fn open(opening: Opening<'_>, memory: &Arc<KeyMemory>) -> Result<Self, Refusal> {
+        let service = opening.service;
+        let database = Database::open(&service.database, opening.create)?;
         let source = Source {
             configured: &service.master_key,
-            passphrase,
+            passphrase: opening.passphrase,
         };
-        let mut meta = database.meta()?;
-        if meta.is_none() && create {
-            database.initialise(|| new_meta(&source, memory))?;
+        let read_clock = || opening.clock.read().map_err(no_clock);
+        let (mut meta, mut relied_on) = (database.meta()?, opening.relied_on);
+        if meta.is_none() && opening.create {
+            let reading = read_clock()?;
+            let close = |transaction: &Transaction<'_>, meta: &Meta, master| {
+                let now = Now {
+                    wall: reading.wall / 1000,
+                    counted: 0,
+                    reading,
+                };
+                close_table(transaction, &master, &meta.id, &now)
+                    .map(|_| ())
+                    .map_err(|error| database.fault(error))
+            };
+            database.initialise(reading.wall / 1000, || new_meta(&source, memory), close)?;
             meta = database.meta()?;
+            relied_on = None;
         }
-        let Some(Meta {
-            id,
-            form,
-            master_check,
-        }) = meta
-        else {
+        let Some(meta) = meta else {
             return Err(Refusal::NoDatabase {
                 path: service.database.clone(),
             });
         };
-        let master = source.read(form, memory)?;
-        match master.open(memory, &master_check, &context(&id, Use::MasterCheck)) {
-            Ok(_) => {}
-            Err(WrapError::Refused) => {
-                return Err(Refusal::WrongMasterKey {
-                    path: service.database.clone(),
-                });
-            }
-            Err(WrapError::Locked(error)) => return Err(error.into()),
-            Err(error) => {
-                let reason = format!("check value of the master key: {error}");
-                return Err(Refusal::DatabaseDamaged {
-                    path: service.database.clone(),
-                    reason,
-                });
-            }
+        let master = source.read(meta.form, memory)?;
+        check_master(&master, &meta, service, memory)?;
+        if opening.accept_table {
+            // It is judged by its MAC alone; what the caller relied on counts again from the change on.
+            relied_on = None;
         }
-        Ok(Self {
-            provider: name.to_owned(),
+        if meta.format == 1 {
+            check_relied_on(&database, &meta, None, relied_on)?;
+            let now = read_clock()?;
+            migrate(&database, &master, &meta, now)?;
+        }
+        let table = (database.data_version()?, Rc::new(database.table()?));
+        let local = Self {
+            provider: opening.name.to_owned(),
             database,
-            database_id: id,
+            database_id: meta.id,
             master,
             memory: Arc::clone(memory),
+            clock: opening.clock,
+            accepted: opening.accept_table,
+            table: RefCell::new(table),
+        };
+        let table = Rc::clone(&local.table.borrow().1);
+        local.verify(&table)?;
+        check_relied_on(&local.database, &meta, Some(&table), relied_on)?;
+        if opening.accept_table {
+            let beyond = opening.relied_on.map_or(0, |relied_on| relied_on.version);
+            local.change(|transaction, _, _| {
+                let sql = "UPDATE meta SET changes = max(changes, ?1)";
+                local.execute(transaction, sql, [signed(beyond)])
+            })?;
+        }
+        Ok(local)
+    }
+
+    /// What the database says now, authenticated.
+    fn table(&self) -> Result<Rc<Table>, Refusal> {
+        let state = self.database.data_version()?;
+        let mut cached = self.table.borrow_mut();
+        if cached.0 != state {
+            let table = self.database.table()?;
+            self.verify(&table)?;
+            *cached = (state, Rc::new(table));
+        }
+        Ok(Rc::clone(&cached.1))
+    }
+
+    fn verify(&self, table: &Table) -> Result<(), Refusal> {
+        let mac = self.master.table_mac(&self.database_id, &table.message);
+        if constant_time_eq(&mac, &table.mac) {
+            return Ok(());
+        }
+        Err(Refusal::TableChanged {
+            path: self.database.path().to_owned(),
         })
+    }
+
+    /// One change: what `work` does to the table that it is given, counted and authenticated, or nothing at all.
+    fn change<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>, &Table, &Now) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        let fault = |error| self.database.fault(error);
+        let transaction = self.database.write()?;
+        let table = Table::load(&transaction).map_err(fault)?;
+        self.verify(&table)?;
+        let reading = self.clock.read().map_err(no_clock)?;
+        let now = Now {
+            wall: reading.wall / 1000,
+            counted: table.counted + reading.since(&table.seen),
+            reading,
+        };
+        let done = work(&transaction, &table, &now)?;
+        let table =
+            close_table(&transaction, &self.master, &self.database_id, &now).map_err(fault)?;
+        transaction.commit().map_err(fault)?;
+        *self.table.borrow_mut() = (self.database.data_version()?, Rc::new(table));
+        Ok(done)
     }
 
     /// The key that `key` names, by id or name.
-    fn find(&self, key: &str) -> Result<KeyRow, Refusal> {
-        let found = match as_id(key) {
-            Some(id) => self.database.find_id(&id)?,
-            None => self.database.find(key)?,
-        };
-        found.ok_or_else(|| Refusal::UnknownKey {
-            key: self.reference(key),
-        })
+    fn find_in<'t>(&self, table: &'t Table, key: &str) -> Result<&'t Key, Refusal> {
+        let id = as_id(key);
+        let named = |found: &&Key| id.map_or(found.name == key, |id| found.id == id);
+        table
+            .keys
+            .iter()
+            .find(named)
+            .ok_or_else(|| Refusal::UnknownKey {
+                key: self.reference(key),
+            })
     }
 
     /// The key that `key` names, if it may be used.
-    fn usable(&self, key: &str) -> Result<KeyRow, Refusal> {
-        let row = self.find(key)?;
-        match row.state {
-            KeyState::Enabled => Ok(row),
-            KeyState::Disabled => Err(Refusal::Disabled {
-                key: self.reference(key),
-            }),
-        }
+    fn usable<'t>(&self, table: &'t Table, key: &str) -> Result<&'t Key, Refusal> {
+        let found = self.find_in(table, key)?;
+        self.check_usable(found)?;
+        Ok(found)
     }
 
     /// The material of a version, in locked memory.
-    fn material(&self, row: &KeyRow, version: u32) -> Result<Option<KeyEncryptionKey>, Refusal> {
+    fn material(&self, row: &Key, version: u32) -> Result<Option<KeyEncryptionKey>, Refusal> {
         let Some(sealed) = self.database.sealed(&row.id, version)? else {
             return Ok(None);
         };
@@ -186,7 +280,8 @@ impl Local {
         wrapped: &WrappedUnder<'_>,
         memory: &Arc<KeyMemory>,
     ) -> Result<Unwrapped, Refusal> {
-        let row = self.usable(wrapped.key)?;
+        let table = self.table()?;
+        let row = self.usable(&table, wrapped.key)?;
         let key = || self.reference(wrapped.key);
         let changed = |error| match error {
             WrapError::Locked(error) => Refusal::LockedMemory(error),
@@ -206,7 +301,7 @@ impl Local {
         }
         let version = header.key_version;
         let material = self
-            .material(&row, version)?
+            .material(row, version)?
             .ok_or_else(|| Refusal::UnknownVersion {
                 key: key(),
                 version,
@@ -223,15 +318,11 @@ impl Local {
     /// Wraps under the latest version.
     fn wrap(
         &self,
-        row: &KeyRow,
+        row: &Key,
         volume_key: &VolumeKey,
         context: &EncryptionContext,
     ) -> Result<Wrapped, Refusal> {
-        let key_version = self
-            .database
-            .versions(&row.id)?
-            .last()
-            .map_or(0, |last| last.version);
+        let key_version = row.latest().unwrap_or(0);
         let material = self.material(row, key_version)?.ok_or_else(|| {
             let reason = format!("key {} has no version", row.name);
             Refusal::DatabaseDamaged {
@@ -247,15 +338,30 @@ impl Local {
         })
     }
 
-    fn description(&self, row: KeyRow) -> Result<KeyDescription, Refusal> {
-        Ok(KeyDescription {
-            key_id: id_text(&row.id),
-            versions: self.database.versions(&row.id)?,
-            name: row.name,
-            state: row.state,
-            created: row.created,
+    fn description(&self, key: &Key) -> KeyDescription {
+        let pending = key.state == KeyState::PendingDeletion;
+        // As AWS KMS tells it: off while the key waits for its destruction, and on again when that is taken back.
+        let rotation = key.rotation.filter(|_| !pending);
+        KeyDescription {
+            key_id: id_text(&key.id),
+            name: key.name.clone(),
+            state: key.state,
+            versions: key
+                .versions
+                .iter()
+                .map(|version| version.told.clone())
+                .collect(),
+            created: key.created,
             algorithm: ALGORITHM.to_owned(),
-        })
+            lifecycle: Lifecycle {
+                rotation_days: rotation.map(|rotation| rotation.days),
+                next_rotation: rotation.map(|rotation| rotation.next.wall),
+                deletion: key
+                    .deletion
+                    .filter(|_| pending)
+                    .map(|deadline| deadline.wall),
+            },
+        }
     }
 
     fn reference(&self, key: &str) -> String {
@@ -264,37 +370,58 @@ impl Local {
 }
 
 impl KeyService for Local {
+    fn accept_table(&self) -> Result<(), Refusal> {
+        if self.accepted {
+            Ok(())
+        } else {
+            Err(Refusal::NotFirst)
+        }
+    }
+
+    async fn change_key(&self, key: &str, change: &KeyChange) -> Result<KeyDescription, Refusal> {
+        self.carry_out(key, change)
+    }
+
     async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
         check_name(name)?;
         let id = new_id();
         let material = KeyEncryptionKey::generate(&self.memory).map_err(key_error)?;
         let context = context(&self.database_id, Use::KeyMaterial);
         let sealed = self.master.seal(&material, &context, &id, 1);
-        if self.database.insert_key(&id, name, &sealed)? {
-            self.describe(name).await
-        } else {
-            Err(Refusal::KeyExists {
-                key: self.reference(name),
-            })
-        }
+        self.change(|transaction, table, now| {
+            if table.keys.iter().any(|key| key.name == name) {
+                let key = self.reference(name);
+                return Err(Refusal::KeyExists { key });
+            }
+            let created = signed(now.wall);
+            self.execute(
+                transaction,
+                "INSERT INTO keys (id, name, state, created) VALUES (?1, ?2, 'enabled', ?3)",
+                params![id, name, created],
+            )?;
+            self.execute(
+                transaction,
+                "INSERT INTO versions (key_id, version, created, cause, sealed) VALUES (?1, 1, ?2, ?3, ?4)",
+                params![id, created, Cause::Created.as_str(), sealed],
+            )
+        })?;
+        self.describe(name).await
     }
 
     async fn describe(&self, key: &str) -> Result<KeyDescription, Refusal> {
-        self.description(self.find(key)?)
+        Ok(self.description(self.find_in(&*self.table()?, key)?))
     }
 
     async fn generate(&self, key: &str, context: &EncryptionContext) -> Result<Wrapped, Refusal> {
-        let row = self.usable(key)?;
+        let table = self.table()?;
+        let row = self.usable(&table, key)?;
         let volume_key = VolumeKey::generate(&self.memory).map_err(key_error)?;
-        self.wrap(&row, &volume_key, context)
+        self.wrap(row, &volume_key, context)
     }
 
     async fn list_keys(&self) -> Result<Vec<KeyDescription>, Refusal> {
-        self.database
-            .keys()?
-            .into_iter()
-            .map(|row| self.description(row))
-            .collect()
+        let table = self.table()?;
+        Ok(table.keys.iter().map(|key| self.description(key)).collect())
     }
 
     async fn rewrap(
@@ -303,9 +430,23 @@ impl KeyService for Local {
         key: &str,
         context: &EncryptionContext,
     ) -> Result<Wrapped, Refusal> {
-        let row = self.usable(key)?;
+        let table = self.table()?;
+        let row = self.usable(&table, key)?;
         let opened = self.open_wrapped(from, &self.memory)?;
-        self.wrap(&row, &opened.volume_key, context)
+        self.wrap(row, &opened.volume_key, context)
+    }
+
+    fn table_state(&self) -> Option<TableState> {
+        let table = &self.table.borrow().1;
+        Some(TableState {
+            database: id_text(&self.database_id),
+            version: table.changes,
+            mac: table.mac.clone(),
+        })
+    }
+
+    async fn tend(&self) -> Result<Tended, Refusal> {
+        self.tend_keys()
     }
 
     async fn unwrap(
@@ -337,16 +478,125 @@ fn context(database_id: &[u8; 16], purpose: Use) -> EncryptionContext {
 }
 
 /// A new database's `meta`: its check value is a throw-away key that only the master key opens.
-fn new_meta(source: &Source<'_>, memory: &Arc<KeyMemory>) -> Result<Meta, Refusal> {
+fn new_meta(
+    source: &Source<'_>,
+    memory: &Arc<KeyMemory>,
+) -> Result<(Meta, KeyEncryptionKey), Refusal> {
     let id = new_id();
     let (master, form) = source.read_or_make(memory)?;
     let check = KeyEncryptionKey::generate(memory).map_err(key_error)?;
     let master_check = master.seal(&check, &context(&id, Use::MasterCheck), &id, CHECK_VERSION);
-    Ok(Meta {
+    let meta = Meta {
+        format: schema::FORMAT,
         id,
         form,
         master_check,
+    };
+    Ok((meta, master))
+}
+
+fn check_master(
+    master: &KeyEncryptionKey,
+    meta: &Meta,
+    service: &LocalService,
+    memory: &Arc<KeyMemory>,
+) -> Result<(), Refusal> {
+    let path = || service.database.clone();
+    match master.open(
+        memory,
+        &meta.master_check,
+        &context(&meta.id, Use::MasterCheck),
+    ) {
+        Ok(_) => Ok(()),
+        Err(WrapError::Refused) => Err(Refusal::WrongMasterKey { path: path() }),
+        Err(WrapError::Locked(error)) => Err(error.into()),
+        Err(error) => Err(Refusal::DatabaseDamaged {
+            path: path(),
+            reason: format!("check value of the master key: {error}"),
+        }),
+    }
+}
+
+/// Refuses a table that is older than the one relied on, or another one of the same age; `None` is one that had no MAC yet.
+fn check_relied_on(
+    database: &Database,
+    meta: &Meta,
+    table: Option<&Table>,
+    relied_on: Option<&TableState>,
+) -> Result<(), Refusal> {
+    let Some(relied_on) = relied_on else {
+        return Ok(());
+    };
+    let path = || database.path().to_owned();
+    let found = id_text(&meta.id);
+    if found != relied_on.database {
+        return Err(Refusal::OtherDatabase {
+            path: path(),
+            found,
+            expected: relied_on.database.clone(),
+        });
+    }
+    let changes = table.map_or(0, |table| table.changes);
+    let same = table.is_some_and(|table| table.mac == relied_on.mac);
+    if changes > relied_on.version || changes == relied_on.version && same {
+        return Ok(());
+    }
+    Err(Refusal::TableRolledBack {
+        path: path(),
+        found: changes,
+        expected: relied_on.version,
     })
+}
+
+/// Brings a database of format 1 to the present one. Its states were not authenticated: they are believed now, once.
+fn migrate(
+    database: &Database,
+    master: &KeyEncryptionKey,
+    meta: &Meta,
+    reading: clock::Reading,
+) -> Result<(), Refusal> {
+    let fault = |error| database.fault(error);
+    let transaction = database.write()?;
+    let format: i64 = transaction
+        .query_row("SELECT format FROM meta", [], |row| row.get(0))
+        .map_err(fault)?;
+    if format != 1 {
+        return Ok(()); // another child was first
+    }
+    transaction.execute_batch(schema::FROM_1).map_err(fault)?;
+    let now = Now {
+        wall: reading.wall / 1000,
+        counted: 0,
+        reading,
+    };
+    close_table(&transaction, master, &meta.id, &now).map_err(fault)?;
+    transaction.commit().map_err(fault)
+}
+
+/// Counts a change and authenticates the table as it is stored now.
+fn close_table(
+    transaction: &Transaction<'_>,
+    master: &KeyEncryptionKey,
+    id: &[u8; 16],
+    now: &Now,
+) -> rusqlite::Result<Table> {
+    transaction.execute(
+        "UPDATE meta SET changes = changes + 1, counted = ?1, seen_boot = ?2, seen_running = ?3, seen_wall = ?4",
+        params![
+            signed(now.counted),
+            now.reading.boot,
+            signed(now.reading.running),
+            signed(now.reading.wall)
+        ],
+    )?;
+    let mut table = Table::load(transaction)?;
+    table.mac = master.table_mac(id, &table.message).to_vec();
+    transaction.execute("UPDATE meta SET mac = ?1", [&table.mac])?;
+    Ok(table)
+}
+
+fn no_clock(source: std::io::Error) -> Refusal {
+    Refusal::system(std::path::Path::new(clock::BOOT_ID), source)
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {

@@ -8,6 +8,9 @@ use sealvol_control::keychild::{
 };
 use sealvol_crypto::locked::LockedError;
 
+/// What AWS KMS says where the state of a key does not allow a call.
+const INVALID_STATE: &str = "KMSInvalidStateException";
+
 /// A refusal. `key` is a key reference (`PROVIDER:KEY`) throughout.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,6 +38,13 @@ pub enum Refusal {
     DatabaseBusy { path: PathBuf },
     #[error("key database {}: damaged: {reason}", path.display())]
     DatabaseDamaged { path: PathBuf, reason: String },
+    #[error("{what}: {found} days; {low} to {high} are possible")]
+    DaysOutOfBounds {
+        what: &'static str,
+        found: u32,
+        low: u32,
+        high: u32,
+    },
     #[error("key {key}: is disabled")]
     Disabled { key: String },
     #[error("{}: is not a key database of sealvol", path.display())]
@@ -49,6 +59,8 @@ pub enum Refusal {
     KeyNotAllowed { key: String, provider: String },
     #[error("cannot hold keys in memory: {0}")]
     LockedMemory(#[from] LockedError),
+    #[error("{}: still holds material of a key that was destroyed", path.display())]
+    MaterialLeft { path: PathBuf },
     #[error("the key database is sealed by {sealed_by}, but the configuration names {configured}")]
     MasterKeyKind {
         sealed_by: &'static str,
@@ -72,20 +84,46 @@ pub enum Refusal {
     NoFilePath { path: PathBuf },
     #[error("master key: the passphrase's file descriptor did not come with the batch")]
     NoPassphrase,
+    #[error("key {key}: its waiting period is not over")]
+    NotDue { key: String },
+    #[error("AcceptTable: is not the first call of its batch")]
+    NotFirst,
+    #[error("key {key}: is not pending deletion, but {state}")]
+    NotPendingDeletion { key: String, state: &'static str },
     #[error("{call} is not permitted under the right {right:?}")]
     NotPermitted { right: Right, call: &'static str },
+    #[error("key database {}: is {found}, not the database {expected} that was used until now", path.display())]
+    OtherDatabase {
+        path: PathBuf,
+        found: String,
+        expected: String,
+    },
     #[error("master key: the passphrase cannot be read: {reason}")]
     Passphrase { reason: String },
+    #[error("key {key}: is pending deletion")]
+    PendingDeletion { key: String },
+    #[error("key {key}: was rotated on demand as often as is possible")]
+    RotatedTooOften { key: String },
     #[error(transparent)]
     Remote(#[from] Remote),
     #[error("key service {server}: {reason}")]
     ServerAway { server: String, reason: String },
     #[error("{}: {source}", path.display())]
     System { path: PathBuf, source: io::Error },
+    #[error("key database {}: what it says of its keys was changed by somebody without the master key", path.display())]
+    TableChanged { path: PathBuf },
+    #[error("key database {}: its table of keys is at change {found}; change {expected} of it was relied on", path.display())]
+    TableRolledBack {
+        path: PathBuf,
+        found: u64,
+        expected: u64,
+    },
     #[error("key {key}: does not exist")]
     UnknownKey { key: String },
     #[error("key {key}: the wrapped key names version {version} of it, which does not exist here")]
     UnknownVersion { key: String, version: u32 },
+    #[error("{call}: this kind of key service does not do it")]
+    Unsupported { call: &'static str },
     #[error("{}: {reason}", path.display())]
     UnsafePlace { path: PathBuf, reason: String },
     #[error("key {key}: {reason}")]
@@ -167,6 +205,11 @@ impl Refusal {
                 "DatabaseDamaged",
                 "restore the file from a backup",
             ),
+            Self::DaysOutOfBounds { .. } => (
+                CallerBug,
+                "ValidationException",
+                "give a number of days between them",
+            ),
             Self::Disabled { .. } => (
                 KeyUnusable,
                 "DisabledException",
@@ -196,6 +239,11 @@ impl Refusal {
                 Transient,
                 LOCKED_MEMORY_UNAVAILABLE,
                 "raise the limit the message names",
+            ),
+            Self::MaterialLeft { .. } => (
+                Transient,
+                "MaterialLeft",
+                "the key is gone from the table; overwrite and remove what is left of the file's former content",
             ),
             Self::MasterKeyKind { .. } => (
                 CallerBug,
@@ -237,15 +285,37 @@ impl Refusal {
                 "MasterKeyUnavailable",
                 "give the daemon the passphrase",
             ),
+            Self::NotDue { .. } => (KeyUnusable, INVALID_STATE, "wait, or cancel its deletion"),
+            Self::NotFirst => (CallerBug, "ValidationException", "ask for it alone"),
+            Self::NotPendingDeletion { .. } => (
+                KeyUnusable,
+                INVALID_STATE,
+                "see its state: sealvol key show",
+            ),
             Self::NotPermitted { .. } => (
                 NotPermitted,
                 "AccessDeniedException",
                 "ask for the right that covers the call",
             ),
+            Self::OtherDatabase { .. } => (
+                WrongKeyOrTamper,
+                "OtherDatabase",
+                "put the former one back; if this one is to be used from now on: sealvol key accept-table",
+            ),
             Self::Passphrase { .. } => (
                 KeyUnusable,
                 "MasterKeyUnavailable",
                 "give the daemon the passphrase anew",
+            ),
+            Self::PendingDeletion { .. } => (
+                KeyUnusable,
+                INVALID_STATE,
+                "take that back: sealvol key cancel-deletion, then sealvol key enable",
+            ),
+            Self::RotatedTooOften { .. } => (
+                NotPermitted,
+                "LimitExceededException",
+                "let it rotate by itself: sealvol key rotation; or create another key",
             ),
             Self::Remote(remote) => (remote.class, &remote.said, remote.next_step),
             Self::ServerAway { .. } => (
@@ -258,6 +328,16 @@ impl Refusal {
                 "KMSInternalException",
                 "remove the cause and try again",
             ),
+            Self::TableChanged { .. } => (
+                WrongKeyOrTamper,
+                "TableChanged",
+                "find out who can write the state directory, and restore the file from a backup",
+            ),
+            Self::TableRolledBack { .. } => (
+                WrongKeyOrTamper,
+                "TableRolledBack",
+                "put the newest copy back; if this is the newest there is: sealvol key accept-table",
+            ),
             Self::UnknownKey { .. } => (
                 GoneForEver,
                 "NotFoundException",
@@ -268,6 +348,11 @@ impl Refusal {
                 "InvalidCiphertextException",
                 "the wrapped key was changed, moved from another volume, or is of another key \
                  service: restore the volume's metadata",
+            ),
+            Self::Unsupported { .. } => (
+                CallerBug,
+                "UnsupportedOperationException",
+                "change the key by its key service's own tools",
             ),
             Self::UnsafePlace { .. } => (
                 NotPermitted,

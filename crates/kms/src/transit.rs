@@ -31,7 +31,8 @@ use bytes::Bytes;
 use hyper::Method;
 use hyper::header::HeaderValue;
 use sealvol_control::keychild::{
-    Credential, FailureClass, KeyDescription, KeyState, KeyVersion, TransitService, Wrapped,
+    Credential, FailureClass, KeyDescription, KeyState, KeyVersion, Lifecycle, TransitService,
+    Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, KeyError, SecretBytes, VOLUME_KEY_BYTES, VolumeKey};
@@ -467,6 +468,7 @@ impl Transit {
             created: versions.first().map_or(0, |first| first.created),
             versions,
             algorithm: key.kind,
+            lifecycle: Lifecycle::default(),
         }
     }
 

@@ -96,13 +96,14 @@ def open_database(path):
     return sqlite3.connect(f"file:{urllib.parse.quote(path)}?mode=ro", uri=True)
 
 
-def parser(description):
+def parser(description, context=True):
     arguments = argparse.ArgumentParser(description=description)
     arguments.add_argument("--database", required=True)
     master = arguments.add_mutually_exclusive_group(required=True)
     master.add_argument("--master-key-file")
     master.add_argument("--passphrase-file")
-    arguments.add_argument("--context", required=True, type=json.loads)
+    if context:
+        arguments.add_argument("--context", required=True, type=json.loads)
     return arguments
 
 

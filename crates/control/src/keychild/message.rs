@@ -11,6 +11,7 @@ use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
+use super::lifecycle::{KeyChange, KeyState, Lifecycle, TableState, Tended};
 use super::transit::TransitService;
 
 /// Version of these messages. Daemon and child come from one build; another number is refused.
@@ -37,6 +38,9 @@ pub struct Batch {
     pub require_secretmem: bool,
     /// At most [`CALLS_MAX`], carried out in order; each succeeds or fails by itself.
     pub calls: Vec<Call>,
+    /// The newest table of keys that the daemon has seen of this provider: an older one is refused.
+    #[serde(default)]
+    pub relied_on: Option<TableState>,
 }
 
 /// The three rights of the control API, as the key child enforces them.
@@ -46,7 +50,7 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey` | no | no | yes |
+/// | `CreateKey`, `Change`, `Tend`, `AcceptTable` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
 /// So whoever creates a volume never sees its key, and whoever attaches one cannot make another.
@@ -66,7 +70,9 @@ impl Right {
     #[must_use]
     pub fn permits(self, call: &Call) -> bool {
         match call {
-            Call::CreateKey { .. } => self == Self::Administer,
+            Call::AcceptTable | Call::Change { .. } | Call::CreateKey { .. } | Call::Tend => {
+                self == Self::Administer
+            }
             Call::Describe { .. } | Call::ListKeys => true,
             Call::Generate { .. } => self == Self::Create,
             Call::Rewrap { .. } => self != Self::Attach,
@@ -138,6 +144,15 @@ pub type Context = BTreeMap<String, String>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Call {
+    /// Go on from the table of keys as it is, although the daemon has seen a newer one. The first call of its batch.
+    AcceptTable,
+    /// Change a key.
+    Change {
+        /// The key.
+        key: String,
+        /// How.
+        change: KeyChange,
+    },
     /// Unwrap a volume key and forget it: whether it could be unwrapped now.
     Check {
         /// The key-encryption key it is wrapped under.
@@ -182,6 +197,8 @@ pub enum Call {
         /// What it is to be bound to.
         new_context: Context,
     },
+    /// Do what is due by now (automatic rotation), tell what else is, and count the time that the host has run.
+    Tend,
     /// Put the plaintext of a wrapped key on the key socket.
     Unwrap {
         /// The key it must be wrapped under; another one is refused even where it would open it.
@@ -202,6 +219,9 @@ pub struct Reply {
     pub confinement: Confinement,
     /// One result for each call, in order.
     pub results: Vec<CallResult>,
+    /// What the provider's table of keys is known by now; none if it has no such table, or was not opened.
+    #[serde(default)]
+    pub table: Option<TableState>,
 }
 
 /// What became of a call.
@@ -211,6 +231,10 @@ pub type CallResult = Result<Done, KeyFailure>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Done {
+    /// The table counts from here on.
+    AcceptTable,
+    /// The key as it is now; as it was, if it is destroyed.
+    Change(KeyDescription),
     /// It could be.
     Check {
         /// Id of the key that opened it.
@@ -228,6 +252,8 @@ pub enum Done {
     ListKeys(Vec<KeyDescription>),
     /// The same volume key, wrapped anew.
     Rewrap(Wrapped),
+    /// What was due.
+    Tend(Tended),
     /// The plaintext is the next 64 bytes on the key socket.
     Unwrap {
         /// Id of the key that opened it.
@@ -243,12 +269,15 @@ impl Done {
     pub fn answers(&self, call: &Call) -> bool {
         matches!(
             (self, call),
-            (Self::Check { .. }, Call::Check { .. })
+            (Self::AcceptTable, Call::AcceptTable)
+                | (Self::Change(_), Call::Change { .. })
+                | (Self::Check { .. }, Call::Check { .. })
                 | (Self::CreateKey(_), Call::CreateKey { .. })
                 | (Self::Describe(_), Call::Describe { .. })
                 | (Self::Generate(_), Call::Generate { .. })
                 | (Self::ListKeys(_), Call::ListKeys)
                 | (Self::Rewrap(_), Call::Rewrap { .. })
+                | (Self::Tend(_), Call::Tend)
                 | (Self::Unwrap { .. }, Call::Unwrap { .. })
         )
     }
@@ -283,6 +312,9 @@ pub struct KeyDescription {
     pub created: u64,
     /// What wraps, for example `AES-256-GCM`.
     pub algorithm: String,
+    /// Rotation and deletion; empty where the provider has none of it or tells nothing.
+    #[serde(default)]
+    pub lifecycle: Lifecycle,
 }
 
 /// A version of a key.
@@ -293,16 +325,6 @@ pub struct KeyVersion {
     pub version: u32,
     /// When it was made, in seconds since 1970 (UTC).
     pub created: u64,
-}
-
-/// Whether a key can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeyState {
-    /// Refuses every use until it is enabled again.
-    Disabled,
-    /// Wraps and unwraps.
-    Enabled,
 }
 
 /// How the child was confined: told by `status` and the audit record.
@@ -328,14 +350,19 @@ pub enum Landlock {
 }
 
 /// Bytes as standard Base64 with padding (RFC 4648, section 4).
-mod base64_text {
+pub(super) mod base64_text {
     use super::{Base64, Deserialize, Deserializer, Encoding, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(
+        bytes: &[u8],
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         to.serialize_str(&Base64::encode_string(bytes))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(from)?;
         Base64::decode_vec(&text).map_err(|_| serde::de::Error::custom("not Base64"))
     }

@@ -41,6 +41,9 @@ pub(crate) struct Record {
     /// The key that wrapped it before, if it was wrapped anew.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// Days: of a waiting period or between two rotations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
     /// Version of the key-encryption key.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_version: Option<u32>,
@@ -60,6 +63,8 @@ pub(crate) struct Record {
 pub(crate) enum Operation {
     /// A loss of acknowledged writes was accepted.
     AcceptLoss,
+    /// A table of keys older than, or other than, the one relied on was accepted.
+    AcceptKeyTable,
     /// A superblock older than what was relied on was accepted.
     AcceptRollback,
     /// A volume was registered from its layer, or was not.
@@ -68,6 +73,8 @@ pub(crate) enum Operation {
     AuditAnew,
     /// An attach was refused after its key was unwrapped, or before it was asked for.
     Attach,
+    /// The destruction of a key-encryption key was called off.
+    CancelKeyDeletion,
     /// It was tried whether a throw-away key could be unwrapped as a volume's data key would be.
     Check,
     /// A volume was made that stands on layers of another one.
@@ -82,8 +89,14 @@ pub(crate) enum Operation {
     Delete,
     /// A snapshot was deleted.
     DeleteSnapshot,
+    /// A key-encryption key is about to be destroyed, its waiting period being over; or was.
+    DestroyKey,
+    /// A key-encryption key refuses every use from now on.
+    DisableKey,
     /// What an ephemeral volume held is gone with its key.
     DiscardEphemeral,
+    /// A key-encryption key may be used again.
+    EnableKey,
     /// The data key of an ephemeral volume was made in memory; nobody wraps it.
     EphemeralKey,
     /// A data key was generated, wrapped.
@@ -94,10 +107,16 @@ pub(crate) enum Operation {
     Rekey,
     /// A superblock slot that was torn, or older than the other one, was written anew from that.
     Repair,
+    /// A key-encryption key got a new version, asked for or by itself.
+    RotateKey,
     /// A volume is detached by force, because its key may not be used any more or nobody says that it may.
     Revoke,
     /// A data key was wrapped anew: under another key, a newer version of it, or for another volume.
     Rewrap,
+    /// A key-encryption key is to be destroyed when its waiting period is over.
+    ScheduleKeyDeletion,
+    /// A key-encryption key is rotated by itself from now on, or not any more.
+    SetKeyRotation,
     /// Wrapped keys were overwritten.
     Shred,
     /// A data key was unwrapped.
@@ -115,6 +134,7 @@ impl Record {
             name: None,
             key: None,
             from: None,
+            days: None,
             key_version: None,
             context: BTreeMap::new(),
             protection: None,

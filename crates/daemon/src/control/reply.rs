@@ -64,6 +64,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::Ephemeral { .. }
         | Error::EphemeralAttached(_)
         | Error::JobUnderWay { .. }
+        | Error::KeyInUse { .. }
         | Error::Measuring
         | Error::NotCancellable { .. }
         | Error::NotServed(_)
@@ -233,6 +234,9 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::BadKey { .. } => "Do not use this volume's key; ask the key service's operator",
         Error::KeyDatabaseLost { .. } => {
             "Restore it from a backup: a new one is never made in its place"
+        }
+        Error::KeyInUse { .. } => {
+            "Give them another key first (`sealvol key rewrap`, `sealvol volume rekey`) or delete them; --even-if-used gives them up with the key"
         }
         Error::NoSuchProvider { .. } => {
             "Name one of them, or have this one added to sealvold's configuration"

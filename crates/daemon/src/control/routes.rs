@@ -56,6 +56,8 @@ enum Route {
     ListKeys(Option<String>),
     CreateKey,
     ShowKey(String),
+    ChangeKey(String),
+    AcceptKeyTable(String),
 }
 
 impl Route {
@@ -96,6 +98,8 @@ impl Route {
             | Self::CancelJob(_)
             | Self::DeleteSnapshot(_)
             | Self::SnapshotChanges(..)
+            | Self::AcceptKeyTable(_)
+            | Self::ChangeKey(_)
             | Self::CreateKey => Some(Right::Administer),
         }
     }
@@ -206,6 +210,8 @@ async fn carry_out(
         Route::ListKeys(provider) => json(&daemon.list_keys(provider.as_deref()).await?),
         Route::CreateKey => json(&daemon.create_key(caller, message(body)?).await?),
         Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
+        Route::ChangeKey(key) => json(&daemon.change_key(caller, &key, message(body)?).await?),
+        Route::AcceptKeyTable(provider) => json(&daemon.accept_key_table(caller, &provider).await?),
     }
 }
 
@@ -266,6 +272,8 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["keys"] if get => Route::ListKeys(parameter(query, "provider")?),
         ["keys"] if post => Route::CreateKey,
         ["keys", key] if get => Route::ShowKey(key.to_owned()),
+        ["keys", key, "change"] if post => Route::ChangeKey(key.to_owned()),
+        ["keys", provider, "accept-table"] if post => Route::AcceptKeyTable(provider.to_owned()),
         _ => return Err(no_such_call()),
     })
 }
@@ -553,6 +561,18 @@ mod tests {
                 "/v1/keys/aws:arn%3Akey%2F1".into(),
                 Route::ShowKey("aws:arn:key/1".into()),
                 None,
+            ),
+            (
+                Method::POST,
+                "/v1/keys/local:k/change".into(),
+                Route::ChangeKey("local:k".into()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::POST,
+                "/v1/keys/local/accept-table".into(),
+                Route::AcceptKeyTable("local".into()),
+                Some(Right::Administer),
             ),
         ];
         for (method, uri, expected, right) in table {

@@ -1,9 +1,15 @@
-//! `key create`, `key list`, `key show`.
+//! `key create`, `key list`, `key show`, and the changes of a key.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use sealvol_control::api;
 use sealvol_control::key_ref::KeyRef;
-use sealvol_control::keychild::{KeyDescription, KeyState};
+use sealvol_control::keychild::{KeyChange, KeyDescription};
+use sealvol_control::timestamp::rfc3339;
+use tokio::time::{MissedTickBehavior, interval};
 
+use crate::control::reply;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::rights::Caller;
@@ -46,22 +52,144 @@ impl Daemon {
     pub(crate) async fn show_key(&self, key: &str) -> Result<api::Key, Error> {
         let key: KeyRef = key.parse()?;
         let description = self.keys.describe(&key).await?;
-        Ok(described(key.provider(), &description))
+        self.shown(&key, &description).await
+    }
+
+    pub(crate) async fn change_key(
+        &self,
+        caller: Caller,
+        key: &str,
+        request: api::ChangeKey,
+    ) -> Result<api::Key, Error> {
+        let key: KeyRef = key.parse()?;
+        match request.change {
+            KeyChange::Destroy => {
+                let cause = "a key is destroyed when its waiting period is over, by nobody's call";
+                return Err(Error::BadRequest(cause.to_owned()));
+            }
+            KeyChange::ScheduleDeletion { .. } if !request.even_if_used => {
+                let description = self.keys.describe(&key).await?;
+                let volumes = self.volumes_of_key(&key, &description).await?;
+                if !volumes.is_empty() {
+                    return Err(Error::KeyInUse { key, volumes });
+                }
+            }
+            _ => {}
+        }
+        let change = request.change.as_str();
+        let description = self.keys.change(caller, &key, request.change).await?;
+        tracing::info!(%key, change, state = description.state.as_str(), "key changed");
+        self.shown(&key, &description).await
+    }
+
+    pub(crate) async fn accept_key_table(
+        &self,
+        caller: Caller,
+        provider: &str,
+    ) -> Result<api::KeyTable, Error> {
+        let table = self.keys.accept_table(caller, provider).await?;
+        tracing::warn!(provider, changes = table.version, "table of keys accepted");
+        Ok(api::KeyTable {
+            provider: provider.to_owned(),
+            database: table.database,
+            changes: table.version,
+        })
+    }
+
+    /// With the volumes that need it.
+    async fn shown(&self, key: &KeyRef, description: &KeyDescription) -> Result<api::Key, Error> {
+        let volumes = self.volumes_of_key(key, description).await?;
+        Ok(api::Key {
+            volumes: Some(volumes),
+            ..described(key.provider(), description)
+        })
+    }
+
+    async fn volumes_of_key(
+        &self,
+        key: &KeyRef,
+        description: &KeyDescription,
+    ) -> Result<Vec<api::VolumeName>, Error> {
+        let (key, id) = (key.clone(), description.key_id.clone());
+        let found = self
+            .registry
+            .call(move |registry| registry.volumes_of_key(&key, &id));
+        Ok(found.await?)
+    }
+
+    /// Sees to what comes due, as long as the daemon runs: counts the time that it runs, has keys rotated, destroys those whose
+    /// waiting period is over.
+    pub(crate) async fn tend_keys(self: Arc<Self>) {
+        let mut ticks = interval(TEND);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(leave) = self.leave().await else {
+                return;
+            };
+            let daemon = Arc::clone(&self);
+            // A task of its own: what has begun is carried to its end, also when the daemon stops meanwhile.
+            let tended = tokio::spawn(async move {
+                daemon.tend_all().await;
+                drop(leave);
+            });
+            if let Err(error) = tended.await {
+                tracing::error!(%error, "looking after the keys broke off");
+            }
+        }
+    }
+
+    async fn tend_all(&self) {
+        for provider in self.keys.to_tend() {
+            // One that has no keys yet is no failure.
+            if self.keys.missing_database(provider).is_some() {
+                continue;
+            }
+            let subject = format!("keys of {provider}");
+            match self.tend_provider(provider).await {
+                Ok(()) => self.failures.clear(&subject),
+                Err(error) => {
+                    tracing::error!(provider, %error, "the keys could not be looked after");
+                    let next = "It is tried again within the hour";
+                    let message = format!("{}. {next}", reply::in_words(&error));
+                    self.failures.set(&subject, message);
+                }
+            }
+        }
+    }
+
+    async fn tend_provider(&self, provider: &str) -> Result<(), Error> {
+        for due in self.keys.tend(Self::itself(), provider).await? {
+            let key = KeyRef::new(provider, &due.key_id)?;
+            self.keys
+                .change(Self::itself(), &key, KeyChange::Destroy)
+                .await?;
+            tracing::warn!(%key, name = due.name, "destroyed: its waiting period is over");
+        }
+        Ok(())
     }
 }
 
+/// How often the running time is counted: what is lost of it at a restart.
+const TEND: Duration = Duration::from_secs(3600);
+
 fn described(provider: &str, description: &KeyDescription) -> api::Key {
+    let versions = description.versions.iter().map(|version| api::KeyVersion {
+        version: version.version,
+        created: rfc3339(version.created),
+    });
+    let versions: Vec<_> = versions.collect();
+    let lifecycle = &description.lifecycle;
     api::Key {
         key: format!("{provider}:{}", description.name),
         key_id: description.key_id.clone(),
-        version: description
-            .versions
-            .last()
-            .map_or(0, |version| version.version),
-        state: match description.state {
-            KeyState::Enabled => "enabled",
-            KeyState::Disabled => "disabled",
-        }
-        .to_owned(),
+        version: versions.last().map_or(0, |version| version.version),
+        state: description.state.as_str().to_owned(),
+        created: rfc3339(description.created),
+        versions,
+        rotation_days: lifecycle.rotation_days,
+        next_rotation: lifecycle.next_rotation.map(rfc3339),
+        deletion: lifecycle.deletion.map(rfc3339),
+        volumes: None,
     }
 }

@@ -353,6 +353,7 @@ fn a_registry_of_version_4_has_no_jobs_and_takes_them() {
         .connection
         .execute_batch(
             "DROP TABLE jobs; DROP TABLE new_layers; DROP TABLE enforcements;
+             DROP TABLE key_tables;
              ALTER TABLE volumes DROP COLUMN ephemeral;
              PRAGMA user_version = 4",
         )

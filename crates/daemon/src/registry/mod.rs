@@ -9,12 +9,15 @@
 //!   its state *creating*, a deletion by *deleting*, and both are undone or done at the next start;
 //! - generations only grow, and a commitment once recorded never changes.
 //!
+//! - of each provider's table of keys the newest state that was seen is kept, never an older one.
+//!
 //! It never holds key bytes, wrapped or not.
 
 mod database;
 mod enforcements;
 mod families;
 mod jobs;
+mod key_tables;
 mod merges;
 mod new_layers;
 mod rows;

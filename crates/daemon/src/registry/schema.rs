@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 7;
+pub(super) const VERSION: i64 = 8;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -113,6 +113,16 @@ const ENFORCEMENTS: &str = "
     ) STRICT;
 ";
 
+/// The newest state that was seen of each provider's table of keys.
+const KEY_TABLES: &str = "
+    CREATE TABLE key_tables (
+        provider     TEXT PRIMARY KEY,
+        database     TEXT NOT NULL,
+        changes      INTEGER NOT NULL CHECK (changes >= 0),
+        mac          BLOB NOT NULL
+    ) STRICT;
+";
+
 /// What makes version 2 of version 1.
 const TO_VERSION_2: &str =
     "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
@@ -177,11 +187,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.execute_batch(STACKS)?;
             transaction.execute_batch(JOBS)?;
             transaction.execute_batch(ENFORCEMENTS)?;
+            transaction.execute_batch(KEY_TABLES)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1..=6) => {
+        (APPLICATION_ID, 1..=7) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
@@ -199,7 +210,10 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             if version <= 5 {
                 transaction.execute_batch(ENFORCEMENTS)?;
             }
-            transaction.execute_batch(TO_VERSION_7)?;
+            if version <= 6 {
+                transaction.execute_batch(TO_VERSION_7)?;
+            }
+            transaction.execute_batch(KEY_TABLES)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

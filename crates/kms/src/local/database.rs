@@ -12,55 +12,25 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
     params,
 };
-use sealvol_control::keychild::{KeyState, KeyVersion};
 use sealvol_crypto::{Argon2Params, MIN_SALT_BYTES};
 
 use super::place;
+use super::schema::{FORMAT, SCHEMA};
+use super::table::{Table, signed};
 use crate::Refusal;
 
 /// `PRAGMA application_id`: "SVKS".
 const APPLICATION_ID: i64 = 0x5356_4b53;
 
-/// Version of the format; `LOCAL.md` says what is in it.
-const FORMAT: i64 = 1;
-
 /// How long a child waits for another one's transaction. Each takes milliseconds; making a database
 /// with a passphrase takes an Argon2id run.
 const BUSY: Duration = Duration::from_secs(5);
-
-const SCHEMA: &str = "
-CREATE TABLE meta (
-    one           INTEGER PRIMARY KEY CHECK (one = 1),
-    format        INTEGER NOT NULL,
-    id            BLOB NOT NULL CHECK (length(id) = 16),
-    created       INTEGER NOT NULL,
-    master_key    TEXT NOT NULL CHECK (master_key IN ('raw', 'passphrase')),
-    argon2_salt   BLOB,
-    argon2_memory INTEGER,
-    argon2_passes INTEGER,
-    argon2_lanes  INTEGER,
-    master_check  BLOB NOT NULL
-) STRICT;
-CREATE TABLE keys (
-    id            BLOB PRIMARY KEY CHECK (length(id) = 16),
-    name          TEXT NOT NULL UNIQUE,
-    state         TEXT NOT NULL CHECK (state IN ('enabled', 'disabled')),
-    created       INTEGER NOT NULL
-) STRICT;
-CREATE TABLE versions (
-    key_id        BLOB NOT NULL REFERENCES keys (id),
-    version       INTEGER NOT NULL CHECK (version BETWEEN 1 AND 4294967295),
-    created       INTEGER NOT NULL,
-    sealed        BLOB NOT NULL,
-    PRIMARY KEY (key_id, version)
-) STRICT;
-";
 
 /// How the master key comes about, as the database states it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,19 +44,12 @@ pub(super) enum MasterKeyForm {
     Raw,
 }
 
-/// The one row of `meta`.
+/// The one row of `meta`, as far as every format has it.
 pub(super) struct Meta {
+    pub(super) format: i64,
     pub(super) id: [u8; 16],
     pub(super) form: MasterKeyForm,
     pub(super) master_check: Vec<u8>,
-}
-
-/// A row of `keys`.
-pub(super) struct KeyRow {
-    pub(super) id: [u8; 16],
-    pub(super) name: String,
-    pub(super) state: KeyState,
-    pub(super) created: u64,
 }
 
 pub(super) struct Database {
@@ -178,7 +141,7 @@ impl Database {
         self.connection
             .query_row(
                 "SELECT id, master_check, master_key, argon2_salt, argon2_memory, argon2_passes, \
-                 argon2_lanes FROM meta",
+                 argon2_lanes, format FROM meta",
                 [],
                 read_meta,
             )
@@ -187,22 +150,30 @@ impl Database {
     }
 
     /// Makes tables and `meta` in one transaction, unless another child has made them by now.
-    /// `seal` runs inside it: it makes the master key where that is asked for.
-    pub(super) fn initialise(
+    /// `seal` runs inside it: it makes the master key where that is asked for. `finish` comes last in it.
+    pub(super) fn initialise<T>(
         &self,
-        seal: impl FnOnce() -> Result<Meta, Refusal>,
+        created: u64,
+        seal: impl FnOnce() -> Result<(Meta, T), Refusal>,
+        finish: impl FnOnce(&Transaction<'_>, &Meta, T) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let transaction = self.write()?;
         if self.meta_in_transaction()?.is_some() {
             return Ok(());
         }
-        let meta = seal()?;
-        self.insert_meta(&transaction, &meta)
+        let (meta, sealing) = seal()?;
+        self.insert_meta(&transaction, &meta, created)
             .map_err(|error| self.fault(error))?;
+        finish(&transaction, &meta, sealing)?;
         transaction.commit().map_err(|error| self.fault(error))
     }
 
-    fn insert_meta(&self, transaction: &Transaction<'_>, meta: &Meta) -> rusqlite::Result<()> {
+    fn insert_meta(
+        &self,
+        transaction: &Transaction<'_>,
+        meta: &Meta,
+        created: u64,
+    ) -> rusqlite::Result<()> {
         transaction.execute_batch(SCHEMA)?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         let (form, salt, costs) = match meta.form {
@@ -210,11 +181,12 @@ impl Database {
             MasterKeyForm::Raw => ("raw", None, None),
         };
         transaction.execute(
-            "INSERT INTO meta VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO meta (one, format, id, created, master_key, argon2_salt, argon2_memory, \
+             argon2_passes, argon2_lanes, master_check) VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
             params![
                 FORMAT,
                 meta.id,
-                now(),
+                signed(created),
                 form,
                 salt,
                 costs.map(|costs| costs.memory_kib),
@@ -226,86 +198,45 @@ impl Database {
         Ok(())
     }
 
-    /// Adds a key and its first version, or says `false` if there is one of that name.
-    pub(super) fn insert_key(
-        &self,
-        id: &[u8; 16],
-        name: &str,
-        sealed: &[u8],
-    ) -> Result<bool, Refusal> {
-        let fault = |error| self.fault(error);
-        let transaction = self.write()?;
-        if self.find(name)?.is_some() {
-            return Ok(false);
+    /// Everything that is said of the keys, at one moment.
+    pub(super) fn table(&self) -> Result<Table, Refusal> {
+        let view = Transaction::new_unchecked(&self.connection, TransactionBehavior::Deferred)
+            .map_err(|error| self.fault(error))?;
+        Table::load(&view).map_err(|error| self.fault(error))
+    }
+
+    /// Another number whenever another connection has changed the database.
+    pub(super) fn data_version(&self) -> Result<i64, Refusal> {
+        self.connection
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(|error| self.fault(error))
+    }
+
+    /// Takes what was overwritten or deleted out of the file, and looks whether these bytes are gone.
+    ///
+    /// `secure_delete` overwrites what a row took, but not the copies that stay between the rows of a page when SQLite moves them:
+    /// so everything is written into a new image. There is no write-ahead log; the rollback journal is gone with its transaction.
+    pub(super) fn erase(&self, deleted: &[Vec<u8>]) -> Result<(), Refusal> {
+        self.connection
+            .execute_batch("VACUUM")
+            .map_err(|error| self.fault(error))?;
+        for ending in ["", "-journal", "-wal"] {
+            let mut path = self.path.clone().into_os_string();
+            path.push(ending);
+            let path = PathBuf::from(path);
+            let content = match std::fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(|source| Refusal::system(&path, source))?,
+            };
+            // All zeros is what an earlier attempt left in their place.
+            let mut sealed = deleted
+                .iter()
+                .filter(|sealed| sealed.iter().any(|&byte| byte != 0));
+            if sealed.any(|sealed| content.windows(sealed.len()).any(|part| part == sealed)) {
+                return Err(Refusal::MaterialLeft { path });
+            }
         }
-        let created = now();
-        transaction
-            .execute(
-                "INSERT INTO keys VALUES (?1, ?2, 'enabled', ?3)",
-                params![id, name, created],
-            )
-            .map_err(fault)?;
-        transaction
-            .execute(
-                "INSERT INTO versions VALUES (?1, 1, ?2, ?3)",
-                params![id, created, sealed],
-            )
-            .map_err(fault)?;
-        transaction.commit().map_err(fault)?;
-        Ok(true)
-    }
-
-    /// The key of that name.
-    pub(super) fn find(&self, name: &str) -> Result<Option<KeyRow>, Refusal> {
-        self.connection
-            .query_row(
-                "SELECT id, name, state, created FROM keys WHERE name = ?1",
-                [name],
-                read_key,
-            )
-            .optional()
-            .map_err(|error| self.fault(error))
-    }
-
-    /// The key of that id.
-    pub(super) fn find_id(&self, id: &[u8; 16]) -> Result<Option<KeyRow>, Refusal> {
-        self.connection
-            .query_row(
-                "SELECT id, name, state, created FROM keys WHERE id = ?1",
-                [id],
-                read_key,
-            )
-            .optional()
-            .map_err(|error| self.fault(error))
-    }
-
-    /// All keys, by name.
-    pub(super) fn keys(&self) -> Result<Vec<KeyRow>, Refusal> {
-        let all = || -> rusqlite::Result<Vec<KeyRow>> {
-            self.connection
-                .prepare("SELECT id, name, state, created FROM keys ORDER BY name")?
-                .query_map([], read_key)?
-                .collect()
-        };
-        all().map_err(|error| self.fault(error))
-    }
-
-    /// The versions of a key, ascending.
-    pub(super) fn versions(&self, id: &[u8; 16]) -> Result<Vec<KeyVersion>, Refusal> {
-        let all = || -> rusqlite::Result<Vec<KeyVersion>> {
-            self.connection
-                .prepare(
-                    "SELECT version, created FROM versions WHERE key_id = ?1 ORDER BY version",
-                )?
-                .query_map([id], |row| {
-                    Ok(KeyVersion {
-                        version: row.get(0)?,
-                        created: seconds(row, 1)?,
-                    })
-                })?
-                .collect()
-        };
-        all().map_err(|error| self.fault(error))
+        Ok(())
     }
 
     /// The sealed material of a version.
@@ -320,7 +251,7 @@ impl Database {
             .map_err(|error| self.fault(error))
     }
 
-    fn write(&self) -> Result<Transaction<'_>, Refusal> {
+    pub(super) fn write(&self) -> Result<Transaction<'_>, Refusal> {
         Transaction::new_unchecked(&self.connection, TransactionBehavior::Immediate)
             .map_err(|error| self.fault(error))
     }
@@ -333,7 +264,7 @@ impl Database {
             .map_err(|error| self.fault(error))
     }
 
-    fn fault(&self, error: rusqlite::Error) -> Refusal {
+    pub(super) fn fault(&self, error: rusqlite::Error) -> Refusal {
         fault(&self.path, error)
     }
 }
@@ -373,34 +304,9 @@ fn read_meta(row: &Row<'_>) -> rusqlite::Result<Meta> {
         },
     };
     Ok(Meta {
+        format: row.get(7)?,
         id: row.get(0)?,
         master_check: row.get(1)?,
         form,
     })
-}
-
-fn read_key(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
-    let state = match row.get::<_, String>(2)?.as_str() {
-        "enabled" => KeyState::Enabled,
-        // Whatever else may stand there: a key is used only if the database says that it may be.
-        _ => KeyState::Disabled,
-    };
-    Ok(KeyRow {
-        id: row.get(0)?,
-        name: row.get(1)?,
-        state,
-        created: seconds(row, 3)?,
-    })
-}
-
-fn seconds(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
-    Ok(row.get::<_, i64>(column)?.try_into().unwrap_or(0))
-}
-
-/// Seconds since 1970.
-fn now() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    since.as_secs().try_into().unwrap_or(i64::MAX)
 }

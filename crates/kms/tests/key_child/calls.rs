@@ -2,9 +2,9 @@
 
 use std::io::Read;
 
-use crate::place::{Place, child, context, generate, memory, rewrap, unwrap};
+use crate::place::{Place, change, child, context, generate, memory, rewrap, unwrap};
 use sealvol_control::keychild::{
-    CALLS_MAX, Call, Context, Done, FailureClass, KeyChildError, KeyState, Right,
+    CALLS_MAX, Call, Context, Done, FailureClass, KeyChange, KeyChildError, KeyState, Right,
 };
 use sealvol_crypto::VolumeKey;
 
@@ -263,7 +263,7 @@ async fn a_disabled_key_refuses_every_use_and_is_still_described() {
     place.create_key("other").await.unwrap();
     let mine = place.generate("default", &context("1")).await.blob;
     let others = place.generate("other", &context("1")).await.blob;
-    place.sql("UPDATE keys SET state = 'disabled' WHERE name = 'default'");
+    place.change("default", KeyChange::Disable).await.unwrap();
 
     let disabled = refused(FailureClass::KeyUnusable, "DisabledException");
     let ctx = context("1");
@@ -298,7 +298,7 @@ async fn a_disabled_key_refuses_every_use_and_is_still_described() {
         other => panic!("describe: {other:?}"),
     }
 
-    place.sql("UPDATE keys SET state = 'enabled' WHERE name = 'default'");
+    place.change("default", KeyChange::Enable).await.unwrap();
     place
         .unwrap(unwrap("default", &mine, &ctx))
         .await
@@ -363,6 +363,9 @@ async fn each_right_covers_its_calls_and_no_others() {
             [true, true, true],
         ),
         (Call::ListKeys, [true, true, true]),
+        (change("default", KeyChange::Rotate), [false, false, true]),
+        (Call::Tend, [false, false, true]),
+        (Call::AcceptTable, [false, false, true]),
     ];
     for (call, covered) in calls {
         for (right, covered) in [Right::Create, Right::Attach, Right::Administer]

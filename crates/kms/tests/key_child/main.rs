@@ -4,6 +4,7 @@ mod bao;
 mod calls;
 mod conformance;
 mod files;
+mod lifecycle;
 #[path = "../../../../tests/src/openbao.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod openbao;
@@ -11,5 +12,6 @@ mod place;
 mod proxy;
 mod secrecy;
 mod subject;
+mod table;
 mod transit;
 mod wire;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealvol_control::keychild::{
-    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChild, KeyFailure,
+    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyChild, KeyFailure,
     LocalService, MasterKey, Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::VolumeKey;
@@ -68,6 +68,7 @@ impl Place {
             provider,
             require_secretmem: false,
             calls,
+            relied_on: None,
         }
     }
 
@@ -91,6 +92,10 @@ impl Place {
             },
         )
         .await
+    }
+
+    pub(crate) async fn change(&self, key: &str, how: KeyChange) -> CallResult {
+        self.call(Right::Administer, change(key, how)).await
     }
 
     pub(crate) async fn generate(&self, key: &str, context: &Context) -> Wrapped {
@@ -148,6 +153,13 @@ pub(crate) fn context(volume: &str) -> Context {
     [("sealvol:volume", volume), ("sealvol:data-key", "2")]
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .into()
+}
+
+pub(crate) fn change(key: &str, change: KeyChange) -> Call {
+    Call::Change {
+        key: key.to_owned(),
+        change,
+    }
 }
 
 pub(crate) fn generate(key: &str, context: &Context) -> Call {

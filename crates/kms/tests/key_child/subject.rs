@@ -1,10 +1,16 @@
 //! A key service under test, and what its operator can do to it. What every provider promises is in `conformance.rs`.
 
+use std::io;
+use std::thread;
+
 use sealvol_control::keychild::{
-    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyFailure, Provider, Right,
-    Wrapped,
+    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyFailure, Provider,
+    Right, Service, Wrapped,
 };
 use sealvol_crypto::{Commitment, VolumeKey};
+use sealvol_kms::KeyService as _;
+use sealvol_kms::local::clock::{Clock, DAY, Reading, SystemClock};
+use sealvol_kms::local::{Local, Opening};
 
 use crate::place::{Place, child, generate, memory, unwrap};
 
@@ -26,22 +32,55 @@ impl Subject for Place {
     }
 
     fn disable(&self, key: &str) {
-        self.sql(&format!(
-            "UPDATE keys SET state = 'disabled' WHERE name = '{key}'"
-        ));
+        lead(self, key, KeyChange::Disable, 0);
     }
 
     fn enable(&self, key: &str) {
-        self.sql(&format!(
-            "UPDATE keys SET state = 'enabled' WHERE name = '{key}'"
-        ));
+        lead(self, key, KeyChange::Enable, 0);
     }
 
     fn destroy(&self, key: &str) {
-        let id = format!("(SELECT id FROM keys WHERE name = '{key}')");
-        self.sql(&format!("DELETE FROM versions WHERE key_id = {id}"));
-        self.sql(&format!("DELETE FROM keys WHERE name = '{key}'"));
+        lead(self, key, KeyChange::ScheduleDeletion { days: 7 }, 0);
+        lead(self, key, KeyChange::Destroy, 7);
     }
+}
+
+/// The host's clocks, some days on.
+struct Later(u64);
+
+impl Clock for Later {
+    fn read(&self) -> io::Result<Reading> {
+        let mut reading = SystemClock.read()?;
+        reading.running += self.0 * DAY * 1000;
+        reading.wall += self.0 * DAY * 1000;
+        Ok(reading)
+    }
+}
+
+/// Changes a key some days from now: in this process, since a child has the host's clocks and no others. In a thread of its
+/// own, since the caller may be in a runtime.
+fn lead(place: &Place, key: &str, change: KeyChange, days: u64) {
+    let Service::Local(service) = place.provider().service else {
+        panic!("another kind of key service")
+    };
+    let change = || {
+        let opening = Opening {
+            name: "local",
+            service: &service,
+            create: false,
+            passphrase: None,
+            relied_on: None,
+            accept_table: false,
+            clock: Box::new(Later(days)),
+        };
+        let local = Local::open(opening, &memory()).expect("opened");
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        let changed = runtime
+            .expect("a runtime")
+            .block_on(local.change_key(key, &change));
+        changed.expect("changed");
+    };
+    thread::scope(|scope| scope.spawn(change).join().expect("changed"));
 }
 
 /// Carries out a batch by a child of its own.
@@ -51,6 +90,7 @@ pub(crate) async fn answer(subject: &impl Subject, right: Right, calls: Vec<Call
         provider: subject.provider(),
         require_secretmem: false,
         calls,
+        relied_on: None,
     };
     child().call(&batch).await.expect("the child replies")
 }

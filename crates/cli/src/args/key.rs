@@ -1,0 +1,118 @@
+//! What may be typed about keys.
+
+use clap::builder::RangedI64ValueParser;
+use clap::{ArgGroup, Args, Subcommand};
+use sealvol_control::api::VolumeName;
+use sealvol_control::keychild::{DELETION_WINDOW, ROTATION_PERIOD};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Create a key-encryption key
+    Create {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// List the keys of the configured providers
+    List {
+        /// Only those of this provider
+        #[arg(long)]
+        provider: Option<String>,
+    },
+    /// Show one key: its state, its versions, and the volumes that need it
+    Show {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Allow the use of a disabled key again
+    Enable {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Refuse every use of a key until it is enabled
+    ///
+    /// Volumes that are attached stay so: they need their key again at the next attach.
+    Disable {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Give a key a new version now, at most 25 times
+    ///
+    /// The versions before it stay and go on to open what they wrapped. Nothing is wrapped anew by it:
+    /// see `key rewrap`.
+    Rotate {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Have a key rotated by itself, or not any more
+    #[command(group(ArgGroup::new("when").required(true)))]
+    Rotation {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+        /// Every so many days, 90 to 2560, from now on
+        #[arg(long, value_name = "DAYS", group = "when", value_parser = days(ROTATION_PERIOD))]
+        every: Option<u32>,
+        /// Not any more
+        #[arg(long, group = "when")]
+        off: bool,
+    },
+    /// Destroy a key when a waiting period is over; until then it refuses every use
+    ///
+    /// What it wrapped can never be opened again then: the volumes are lost. The period is over when
+    /// the calendar says so and the host has run as long.
+    ScheduleDeletion {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+        /// Days to wait, 7 to 30
+        #[arg(long, value_name = "DAYS", default_value = "30", value_parser = days(DELETION_WINDOW))]
+        window: u32,
+        /// Although volumes need it
+        #[arg(long)]
+        even_if_used: bool,
+    },
+    /// Take back the deletion of a key: it is disabled then
+    CancelDeletion {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Go on from a provider's table of keys that is older than, or other than, the one used before
+    ///
+    /// After the key database was restored from a backup. Keys, versions and states are those of the
+    /// backup from then on; what was changed since is lost, such as that a key was disabled.
+    AcceptTable {
+        /// The provider, such as local
+        provider: String,
+    },
+    /// Wrap the data keys of a volume anew: by the newest version of its key, or by another key
+    ///
+    /// The volume stays as it is and in use: no block changes, and its data keys stay the same. So it
+    /// does not help against whoever has an old superblock and the old key. What still has copies
+    /// under the former key is told.
+    Rewrap(Rewrap),
+}
+
+fn days(range: std::ops::RangeInclusive<u32>) -> RangedI64ValueParser<u32> {
+    let (low, high) = range.into_inner();
+    RangedI64ValueParser::new().range(i64::from(low)..=i64::from(high))
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("which").required(true)))]
+pub(crate) struct Rewrap {
+    /// The volume's name
+    #[arg(value_name = "VOLUME", group = "which")]
+    pub(crate) name: Option<VolumeName>,
+    /// Every volume, one after the other
+    #[arg(long, group = "which")]
+    pub(crate) all: bool,
+    /// The key that is to wrap them, as PROVIDER:KEY, of the same provider [default: the volume's]
+    #[arg(long, value_name = "KEYREF")]
+    pub(crate) key: Option<String>,
+}

@@ -1,0 +1,83 @@
+//! Messages about key-encryption keys.
+
+use serde::{Deserialize, Serialize};
+
+use super::VolumeName;
+use crate::keychild::KeyChange;
+
+/// Ask for a new key-encryption key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateKey {
+    /// `PROVIDER:KEY`, free until now.
+    pub key: String,
+}
+
+/// Ask to change a key-encryption key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeKey {
+    /// How. A destruction can't be asked for: the daemon sees to it when the waiting period is over.
+    pub change: KeyChange,
+    /// Schedule a deletion although volumes need the key.
+    #[serde(default)]
+    pub even_if_used: bool,
+}
+
+/// A key-encryption key, described by its provider.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key {
+    /// `PROVIDER:KEY`.
+    pub key: String,
+    /// The provider's own identifier.
+    pub key_id: String,
+    /// Its present version.
+    pub version: u32,
+    /// `enabled`, `disabled`, `pending-deletion` or `pending-import`.
+    pub state: String,
+    /// When it was made.
+    #[serde(default)]
+    pub created: String,
+    /// All its versions, the oldest first.
+    #[serde(default)]
+    pub versions: Vec<KeyVersion>,
+    /// Days between two automatic rotations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation_days: Option<u32>,
+    /// When it is rotated next by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_rotation: Option<String>,
+    /// When its waiting period is over by the calendar; the host has to have run as long, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<String>,
+    /// The volumes whose data keys it wraps; only told where one key is asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<Vec<VolumeName>>,
+}
+
+/// A version of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyVersion {
+    /// Its number, from 1.
+    pub version: u32,
+    /// When it was made.
+    pub created: String,
+}
+
+/// The keys of one provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyList {
+    /// Sorted by reference.
+    pub keys: Vec<Key>,
+}
+
+/// A provider's table of keys, as it is relied on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyTable {
+    /// The provider.
+    pub provider: String,
+    /// UUID of its database.
+    pub database: String,
+    /// How often it was changed; older states are refused.
+    pub changes: u64,
+}

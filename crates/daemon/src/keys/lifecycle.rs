@@ -1,0 +1,132 @@
+//! Changes of key-encryption keys, and what comes due by itself: the calls, and their records.
+//!
+//! What always holds: each change has its record; a destruction has one before it begins, and one of how it ended.
+
+use sealvol_control::key_ref::KeyRef;
+use sealvol_control::keychild::{
+    Call, Done, KeyChange, KeyDescription, Right, Service, TableState,
+};
+
+use super::{Attempts, Keys, mismatched};
+use crate::audit::{Operation, Record};
+use crate::error::Error;
+use crate::rights::Caller;
+
+impl Keys {
+    /// Changes a key.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked, or the record cannot be written.
+    pub(crate) async fn change(
+        &self,
+        caller: Caller,
+        key: &KeyRef,
+        change: KeyChange,
+    ) -> Result<KeyDescription, Error> {
+        let record = Record {
+            key: Some(key.to_string()),
+            days: match change {
+                KeyChange::ScheduleDeletion { days } => Some(days),
+                KeyChange::SetRotation { days } => days,
+                _ => None,
+            },
+            ..Record::of(operation(&change), caller)
+        };
+        if change == KeyChange::Destroy {
+            let begun = "begun".to_owned();
+            let begun = Record {
+                result: begun,
+                ..record.clone()
+            };
+            let written = self.audit.append(begun).await;
+            written.map_err(|source| Error::Audit {
+                path: self.audit.path().to_owned(),
+                source,
+            })?;
+        }
+        let call = Call::Change {
+            key: key.key().to_owned(),
+            change,
+        };
+        let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
+        let changed = answer.and_then(|(done, _)| match done {
+            Done::Change(description) => Ok(description),
+            other => Err(mismatched(&other)),
+        });
+        self.record(record, changed).await
+    }
+
+    /// The providers whose keys come due here, and not in a service of their own.
+    pub(crate) fn to_tend(&self) -> impl Iterator<Item = &str> {
+        let kept_here = self
+            .providers()
+            .filter(|provider| matches!(provider.service, Service::Local(_)));
+        kept_here.map(|provider| provider.name.as_str())
+    }
+
+    /// Has a provider do what is due, and tells what is to be destroyed.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked, or a record cannot be written.
+    pub(crate) async fn tend(
+        &self,
+        caller: Caller,
+        provider: &str,
+    ) -> Result<Vec<KeyDescription>, Error> {
+        let whole = KeyRef::new(provider, "*")?;
+        let (done, _) = self
+            .ask(Right::Administer, &whole, Call::Tend, Attempts::One)
+            .await?;
+        let Done::Tend(tended) = done else {
+            return Err(mismatched(&done));
+        };
+        for rotated in tended.rotated {
+            let key = KeyRef::new(provider, &rotated.name)?;
+            let version = rotated.versions.last().map(|version| version.version);
+            tracing::info!(%key, version, "rotated by itself");
+            let record = Record {
+                key: Some(key.to_string()),
+                key_version: version,
+                ..Record::of(Operation::RotateKey, caller)
+            };
+            self.record(record, Ok(())).await?;
+        }
+        Ok(tended.due)
+    }
+
+    /// Goes on from a provider's table as it is now, although another was relied on.
+    ///
+    /// # Errors
+    /// When the key service refuses or cannot be asked, or the record cannot be written.
+    pub(crate) async fn accept_table(
+        &self,
+        caller: Caller,
+        provider: &str,
+    ) -> Result<TableState, Error> {
+        let whole = KeyRef::new(provider, "*")?;
+        let asked = self
+            .ask(Right::Administer, &whole, Call::AcceptTable, Attempts::One)
+            .await;
+        let accepted = asked.and_then(|(_, answer)| {
+            let none = || Error::Internal("the key child told no table of keys".to_owned());
+            answer.table.ok_or_else(none)
+        });
+        let record = Record {
+            key: Some(whole.to_string()),
+            ..Record::of(Operation::AcceptKeyTable, caller)
+        };
+        self.record(record, accepted).await
+    }
+}
+
+fn operation(change: &KeyChange) -> Operation {
+    match change {
+        KeyChange::CancelDeletion => Operation::CancelKeyDeletion,
+        KeyChange::Destroy => Operation::DestroyKey,
+        KeyChange::Disable => Operation::DisableKey,
+        KeyChange::Enable => Operation::EnableKey,
+        KeyChange::Rotate => Operation::RotateKey,
+        KeyChange::ScheduleDeletion { .. } => Operation::ScheduleKeyDeletion,
+        KeyChange::SetRotation { .. } => Operation::SetKeyRotation,
+    }
+}
