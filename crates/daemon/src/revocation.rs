@@ -351,6 +351,7 @@ mod tests {
             (FailureClass::KeyUnusable, "MasterKeyUnavailable"),
             (FailureClass::KeyUnusable, "NoDatabase"),
             (FailureClass::NotPermitted, "UnsafePlace"),
+            (FailureClass::WrongKeyOrTamper, "TableRolledBack"),
         ] {
             assert!(matches!(said(class, name), Said::Nothing(_)), "{name}");
         }

@@ -333,7 +333,7 @@ fn a_registry_without_ephemeral_volumes_is_taken_over_with_all_that_is_in_it() {
     let (fixture, new) = Fixture::with_volume("v");
     let earlier = &fixture.database.connection;
     earlier
-        .execute_batch("ALTER TABLE volumes DROP COLUMN ephemeral; PRAGMA user_version = 6")
+        .execute_batch("ALTER TABLE volumes DROP COLUMN ephemeral; DROP TABLE key_tables; PRAGMA user_version = 6")
         .expect("as version 6 left it");
     let mut fixture = fixture.reopened();
     assert!(!fixture.row(&new.name).ephemeral);
