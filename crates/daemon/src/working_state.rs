@@ -187,6 +187,8 @@ impl WorkingState {
     /// The file system's. The superblock says "clean" then all the same, and the file is ignored.
     pub(crate) fn end(&self) -> io::Result<()> {
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = None;
+        // A daemon that died while it began a session may have left it.
+        let _ = std::fs::remove_file(self.path.with_extension("new"));
         std::fs::remove_file(&self.path)
     }
 }
@@ -321,7 +323,10 @@ mod tests {
         state.commit_begins();
         state.commit_done().unwrap();
         assert_eq!(next().read([10, 20]).unwrap(), []);
+        let begun = state.path.with_extension("new");
+        std::fs::write(&begun, "of a daemon that died while it began").unwrap();
         state.end().unwrap();
+        assert!(!begun.exists());
         assert!(matches!(next().read([10, 20]), Err(NotAdoptable::Missing)));
     }
 
