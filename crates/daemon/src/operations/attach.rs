@@ -208,14 +208,7 @@ impl Daemon {
         }
         self.note_parents(&volume, &layers).await?;
         if let Some(repaired) = volume.repaired() {
-            tracing::warn!(volume = %name, repaired, "the superblock was repaired");
-            let record = Record {
-                result: format!("superblock: {repaired}; the other slot served"),
-                ..about(row, Operation::Repair, caller)
-            };
-            if let Err(error) = self.audit.append(record).await {
-                tracing::error!(volume = %name, %error, "the repair could not be recorded");
-            }
+            self.record_repair(caller, row, repaired).await;
         }
         if row.loss.is_some() {
             let id = row.id;
@@ -224,6 +217,19 @@ impl Daemon {
                 .await?;
         }
         Ok(volume)
+    }
+
+    /// That a slot of the superblock was written anew from the other one.
+    async fn record_repair(&self, caller: Caller, row: &VolumeRow, repaired: &str) {
+        let name = &row.name;
+        tracing::warn!(volume = %name, repaired, "the superblock was repaired");
+        let record = Record {
+            result: format!("superblock: {repaired}; the other slot served"),
+            ..about(row, Operation::Repair, caller)
+        };
+        if let Err(error) = self.audit.append(record).await {
+            tracing::error!(volume = %name, %error, "the repair could not be recorded");
+        }
     }
 
     /// Whether the layer is older than what is relied on; that this is accepted stands in the audit log then.
