@@ -46,6 +46,8 @@ pub(crate) struct Audit {
     log: PathBuf,
     verification_key: PathBuf,
     chain: Arc<Mutex<Chain>>,
+    /// The last line. Beside the chain, which is locked while the disk is waited for: who only asks waits for no disk.
+    head: Arc<Mutex<Option<Anchor>>>,
 }
 
 /// Where the next line goes.
@@ -55,7 +57,6 @@ struct Chain {
     state: File,
     key: ChainKey,
     link: Link,
-    head: Option<Anchor>,
     /// Why no line may follow any more.
     broken: Option<String>,
 }
@@ -75,10 +76,11 @@ impl Audit {
     /// If one of its files can't be read or written.
     pub(crate) fn open(directory: &Path) -> Result<Self, AuditError> {
         let log = directory.join("audit.log");
-        let (chain, anew) = Chain::open(directory, &log)?;
+        let (chain, head, anew) = Chain::open(directory, &log)?;
         let verification_key = first_key_file(directory, &Link::START);
         let audit = Self {
             chain: Arc::new(Mutex::new(chain)),
+            head: Arc::new(Mutex::new(head)),
             verification_key,
             log,
         };
@@ -101,7 +103,7 @@ impl Audit {
 
     /// The last line.
     pub(crate) fn head(&self) -> Option<Anchor> {
-        self.chain().head.clone()
+        locked(&self.head).clone()
     }
 
     /// The verification key's file, as long as nobody has taken it away.
@@ -121,20 +123,20 @@ impl Audit {
     }
 
     fn write(&self, record: &Record) -> io::Result<()> {
-        let anchor = self.chain().append(&serde_json::to_string(record)?)?;
+        let record = serde_json::to_string(record)?;
+        let mut chain = locked(&self.chain);
+        let anchor = chain.append(&record)?;
+        *locked(&self.head) = Some(anchor.clone());
+        drop(chain);
         // To wherever logs of this machine go: an end that is cut off the file is not cut off there.
         tracing::info!(%anchor, "audit");
         Ok(())
     }
-
-    fn chain(&self) -> MutexGuard<'_, Chain> {
-        self.chain.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Chain {
-    /// The chain as the files have it, and whether it had to be begun anew behind lines that were there.
-    fn open(directory: &Path, log: &Path) -> Result<(Self, bool), AuditError> {
+    /// The chain as the files have it, its last line, and whether it had to be begun anew behind lines that were there.
+    fn open(directory: &Path, log: &Path) -> Result<(Self, Option<Anchor>, bool), AuditError> {
         let tail = Tail::read(log).map_err(failed(log))?;
         let path = directory.join("audit.next-key");
         let (known, anew) = match read_state(&path).map_err(failed(&path))? {
@@ -152,14 +154,13 @@ impl Chain {
             state,
             key,
             link,
-            head: tail.head(),
             broken: None,
         };
         chain.catch_up(&tail);
         chain.keep().map_err(failed(&path))?;
         chain.state.sync_data().map_err(failed(&path))?;
         sync_directory(directory).map_err(failed(directory))?;
-        Ok((chain, anew))
+        Ok((chain, tail.head(), anew))
     }
 
     /// Goes over lines that were written after the key was last kept.
@@ -218,7 +219,6 @@ impl Chain {
         };
         self.key.step();
         self.link = sealed.next;
-        self.head = Some(anchor.clone());
         if let Err(error) = self.keep() {
             // The line stands; the next start goes over it.
             tracing::error!(%error, "the key of the audit log's next line can't be kept");
@@ -376,6 +376,11 @@ fn write_whole(mut file: &File, text: &str, before: u64) -> io::Result<()> {
         return Err(io::Error::other("somebody else writes it"));
     }
     Ok(())
+}
+
+/// Nothing can panic while one of these is held but by a mistake in this file.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open_private(path: &Path) -> io::Result<File> {
