@@ -15,7 +15,7 @@ use crate::Access;
 
 /// What came of asking for a lock.
 pub(super) enum Lock {
-    /// It is held until the file is closed.
+    /// It is held until the file is closed, or [`unlock`].
     Taken,
     /// Somebody else holds one that excludes it.
     Refused,
@@ -27,17 +27,30 @@ pub(super) fn lock(file: &OwnedFd, access: Access) -> Result<Lock, std::io::Erro
         Access::ReadOnly => libc::F_RDLCK,
         Access::Writable => libc::F_WRLCK,
     };
-    let whole_file = libc::flock {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(kind))) {
+        Ok(_) => Ok(Lock::Taken),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(Lock::Refused),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Gives the lock up, although the open file description may live on.
+///
+/// It does for a moment: the kernel tells the end of an operation that a worker thread of its ring did before that thread has let
+/// go of the file. Whoever opens the file next would find it locked by nobody.
+pub(super) fn unlock(file: &OwnedFd) {
+    // It cannot fail for a reason that leaves a lock: the description was locked, or never had one.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+}
+
+/// All of a file, however long it becomes.
+fn whole_file(kind: libc::c_int) -> libc::flock {
+    libc::flock {
         l_type: to_short(kind),
         l_whence: to_short(libc::SEEK_SET),
         l_start: 0,
         l_len: 0,
         l_pid: 0, // must be: the lock has no process
-    };
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file)) {
-        Ok(_) => Ok(Lock::Taken),
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(Lock::Refused),
-        Err(errno) => Err(errno.into()),
     }
 }
 

@@ -290,6 +290,13 @@ impl Store for FileStore {
     }
 }
 
+/// No operation is under way any more: each holds on to the file.
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        lock::unlock(&self.fd);
+    }
+}
+
 impl AsFd for OpenFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
