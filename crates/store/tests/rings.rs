@@ -352,27 +352,6 @@ fn direct_writes_are_seen_by_a_later_cached_opener_and_the_other_way() {
     }
 }
 
-/// Writes into a hole are done by threads of the kernel, which let go of the file a moment after they have told that they are done.
-#[test]
-fn a_store_that_was_dropped_is_open_to_others_at_once() {
-    let folder = disk_folder();
-    let directory = FileDirectory::open(folder.path()).unwrap();
-    let directory = directory.caching(Caching::Direct);
-    worker::run(async {
-        for round in 0..200 {
-            let store = directory.create("data", 64 * BLOCK).await.unwrap();
-            let writes = (0..64).map(|number| write(&store, number, Durability::Volatile));
-            for written in join_all(writes).await {
-                written.unwrap();
-            }
-            drop(store);
-            let again = directory.open("data", Access::Writable).await;
-            drop(again.unwrap_or_else(|error| panic!("round {round}: {error}")));
-            directory.remove("data").await.unwrap();
-        }
-    });
-}
-
 #[test]
 fn a_store_that_stalls_holds_up_no_other_on_its_worker() {
     let folder = disk_folder();

@@ -59,3 +59,24 @@ fn whole_file(kind: libc::c_int) -> libc::flock {
 fn to_short(constant: i32) -> libc::c_short {
     constant as libc::c_short
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Access, Caching, FileStore};
+
+    #[test]
+    fn a_dropped_store_locks_nothing_though_the_kernel_still_has_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        std::fs::write(&path, [0; 4096]).unwrap();
+        let open = |access| FileStore::open_file(&path, access, Caching::PageCache);
+        for access in [Access::Writable, Access::ReadOnly] {
+            let store = open(access).unwrap();
+            let kept = store.file.fd.try_clone().unwrap();
+            assert!(open(Access::Writable).is_err(), "it is open");
+            drop(store);
+            drop(open(Access::Writable).expect("nobody has it open"));
+            drop(kept);
+        }
+    }
+}
