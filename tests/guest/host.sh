@@ -45,8 +45,10 @@ sealvold --state-dir /mnt/state --runtime-dir /run/sealvol --listen nbd://0.0.0.
 for try in $(seq 1200); do
     [ -S /run/sealvol/control.sock ] && sealvol --control /run/sealvol/control.sock status >/run/status 2>&1 && break
     kill -0 $! 2>/dev/null || fail "sealvold ended"
+    [ $((try % 50)) = 0 ] && say "sealvold does not answer yet: $(tail -n 1 /run/status) / $(tail -n 1 /run/out)"
     sleep 0.1
 done
+[ $try = 1200 ] && fail "sealvold does not answer"
 say ready
 while read -r line <&4; do
     sealvol --control /run/sealvol/control.sock $line >/run/said 2>&1 </dev/null

@@ -149,7 +149,8 @@ impl Machine {
     pub fn ready(&mut self) -> Result<(), String> {
         let mut said = String::new();
         loop {
-            match self.line()?.as_str() {
+            let line = self.line().map_err(|error| format!("{said}{error}"))?;
+            match line.as_str() {
                 "ready" => return Ok(()),
                 line => {
                     said.push_str(line);
