@@ -4,12 +4,14 @@ use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
 use sealvol_crypto::HardenError;
 
-/// Called first thing, before any thread: no core dumps, no tracing by the same user, private files.
+/// Called first thing, before any thread: no core dumps, no tracing by the same user, private files, no round keys in the registers
+/// that a new thread inherits from a worker.
 ///
 /// # Errors
 /// When the kernel refuses; the daemon then does not start.
 pub(crate) fn harden() -> Result<(), HardenError> {
     sealvol_crypto::harden_process()?;
+    sealvol_store::before_new_threads(sealvol_crypto::clear_residue);
     umask(Mode::RWXG | Mode::RWXO);
     Ok(())
 }

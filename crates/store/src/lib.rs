@@ -52,6 +52,7 @@ pub use buf::{ALIGNMENT, IoBuf};
 pub use error::{Operation, Place, StoreError};
 pub use file::{FileDirectory, FileStore};
 pub use memory::{MemoryDirectory, MemoryStore};
+pub use pool::before_new_threads;
 
 /// What a file may be used for while it is open, and with whom it is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,12 +5,13 @@
 //! that hangs therefore holds up its own lane and nobody else's.
 //!
 //! What always holds: a job that was accepted runs, also when its future is dropped; a panic in a
-//! job surfaces in whoever awaits it and costs no thread; no lock is held while a job runs.
+//! job surfaces in whoever awaits it and costs no thread; no lock is held while a job runs; before a
+//! thread is started, what [`before_new_threads`] was given has run in the thread that starts it.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
@@ -26,6 +27,19 @@ const IDLE: Duration = Duration::from_secs(10);
 const STACK_BYTES: usize = 256 << 10;
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// What runs before a thread is started.
+static CLEAR: OnceLock<fn()> = OnceLock::new();
+
+/// From now on whoever starts a thread of this crate runs `clear` first.
+///
+/// A new thread begins with a copy of the registers of the one that starts it, which is whoever asked
+/// for something that may block: a worker, say, that was enciphering a moment ago. It would keep them
+/// for as long as it does nothing else with those registers. What is in them this crate can't know; the
+/// first one who says how to clear them is heard.
+pub fn before_new_threads(clear: fn()) {
+    let _ = CLEAR.set(clear);
+}
 
 /// The jobs of one store.
 #[derive(Default)]
@@ -115,6 +129,9 @@ impl Pool {
         }
         state.threads += 1;
         drop(state);
+        if let Some(clear) = CLEAR.get() {
+            clear();
+        }
         let started = thread::Builder::new()
             .name("store-io".to_owned())
             .stack_size(STACK_BYTES)
@@ -275,6 +292,29 @@ mod tests {
         drop(release);
         stuck.into_iter().for_each(block_on);
         assert_eq!(running.load(Ordering::SeqCst), 3 * LANE_WIDTH);
+    }
+
+    #[test]
+    fn who_starts_a_thread_clears_first_what_it_would_inherit() {
+        thread_local! {
+            static CLEARED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+        }
+        before_new_threads(|| CLEARED.with(|count| count.set(count.get() + 1)));
+        // More jobs at once than there can be idle threads: every one that waits needs a thread of its own.
+        let meeting = Arc::new(std::sync::Barrier::new(THREADS_MAX / 2));
+        let jobs: Vec<_> = (0..THREADS_MAX / 2)
+            .map(|_| {
+                let (lane, meeting) = (Arc::new(Lane::default()), Arc::clone(&meeting));
+                lane.run(move || meeting.wait())
+            })
+            .collect();
+        assert!(
+            CLEARED.with(std::cell::Cell::get) > 0,
+            "no thread was started, or none cleared"
+        );
+        for job in jobs {
+            block_on(job);
+        }
     }
 
     #[test]
