@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
-"""Tells every secret that is behind one attached volume of the provider `local`, made without any of our programs.
+"""Tells every secret that is behind one layer of a volume, made without any of our programs: it asks the key service itself.
 
-    secrets_of.py --database keys.db --master-key-file master.key META
+    secrets_of.py META local --database keys.db --master-key-file master.key
+    secrets_of.py META transit --address http://127.0.0.1:8200 --token-file TOKEN
 
 META is the layer's `meta` file. Prints lines "NAME: HEX", most telling name first where two secrets are equal (the first two
-round keys are the key itself). What is printed: the volume key by `open_blob.py`, both directions of both AES key schedules,
-the MAC keys, the key-encryption key, the master key, the keys that one wrapping uses, and the state of SHA-256 after the first
-block of each HMAC, which is as good as its key. Formats: crates/volume/FORMAT.md, crates/crypto/FORMATS.md, crates/kms/LOCAL.md.
+round keys are the key itself). What is printed: the volume key, both directions of both AES key schedules, the MAC keys, and the
+state of SHA-256 after the first block of each HMAC, which is as good as its key; of `local`, where a process of ours has them,
+the key-encryption key, the master key and the keys that one wrapping uses, too. The line that begins with "control" is no secret
+but the wrapped key: it came from the key service as the key did. Formats: crates/volume/FORMAT.md, crates/crypto/FORMATS.md,
+crates/kms/LOCAL.md.
+
+A provider joins by a function that opens a wrapped key (and tells what else its processes hold), and a line in `main`.
 """
 
 import argparse
+import base64
 import hashlib
 import hmac
 import json
@@ -19,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import types
+import urllib.request
 import uuid
 
 KMS_TESTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../crates/kms/tests")
@@ -163,7 +170,7 @@ def of_volume_key(key):
 
 
 def read_meta(path):
-    """The wrapped key that opens a layer, and its encryption context (FORMAT.md, sections 3.1 and 5)."""
+    """The wrapped key that opens a layer, the id of what wrapped it, and its encryption context (FORMAT.md, sections 3.1 and 5)."""
     with open(path, "rb") as file:
         slot = file.read(262144)
     volume, data_key = slot[16:32], slot[104:120]
@@ -187,37 +194,47 @@ def read_meta(path):
         "sealvol:data-key": str(uuid.UUID(bytes=data_key)),
         "sealvol:params": params,
     }
-    return fields[2], context
+    return types.SimpleNamespace(key=fields[1].decode(), blob=fields[2], context=context)
 
 
-def open_volume_key(arguments, blob, context):
+def local(arguments, wrapped):
+    """The volume key from the embedded key service's database, then all that its processes hold for it."""
     with tempfile.NamedTemporaryFile() as file:
-        file.write(blob)
+        file.write(wrapped.blob)
         file.flush()
         command = [sys.executable, os.path.join(KMS_TESTS, "open_blob.py")]
         command += ["--database", arguments.database, "--master-key-file", arguments.master_key_file]
-        command += ["--context", json.dumps(context), file.name]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-
-
-def secrets(arguments):
-    blob, context = read_meta(arguments.meta)
-    yield from of_volume_key(open_volume_key(arguments, blob, context))
+        command += ["--context", json.dumps(wrapped.context), file.name]
+        yield from of_volume_key(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
     database = open_blob.open_database(arguments.database)
-    local = types.SimpleNamespace(master_key_file=arguments.master_key_file)
-    db_id, master = open_blob.master_key(database, local)
-    key_id, version = open_blob.header(open_blob.VOLUME_KEY, blob)
+    given = types.SimpleNamespace(master_key_file=arguments.master_key_file)
+    db_id, master = open_blob.master_key(database, given)
+    key_id, version = open_blob.header(open_blob.VOLUME_KEY, wrapped.blob)
     kek = open_blob.key_material(database, db_id, master, key_id, version)
     yield "key-encryption key", kek
+    yield from schedules("key-encryption key", kek)
     yield "master key", master
+    yield from schedules("master key", master)
     (check,) = database.execute("SELECT master_check FROM meta").fetchone()
     (sealed,) = database.execute(
         "SELECT sealed FROM versions WHERE key_id = ? AND version = ?", (key_id, version)
     ).fetchone()
-    yield from of_wrapping("volume key's wrapping", kek, blob, open_blob.VOLUME_KEY[1])
+    yield from of_wrapping("volume key's wrapping", kek, wrapped.blob, open_blob.VOLUME_KEY[1])
     yield from of_wrapping("key material's sealing", master, sealed, open_blob.KEY_MATERIAL[1])
     yield from of_wrapping("master key check's sealing", master, check, open_blob.KEY_MATERIAL[1])
+
+
+def transit(arguments, wrapped):
+    """The volume key as an OpenBao or Vault server opens it; its own keys never leave it."""
+    with open(arguments.token_file) as file:
+        token = file.read().strip()
+    context = base64.b64encode(open_blob.canonical(wrapped.context)).decode()
+    body = json.dumps({"ciphertext": wrapped.blob.decode(), "context": context}).encode()
+    url = f"{arguments.address}/v1/transit/decrypt/{wrapped.key}"
+    question = urllib.request.Request(url, body, {"X-Vault-Token": token})
+    with urllib.request.urlopen(question) as answer:
+        yield from of_volume_key(base64.b64decode(json.load(answer)["data"]["plaintext"]))
 
 
 def self_test():
@@ -231,16 +248,23 @@ def self_test():
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Tells every secret behind a volume of the provider `local`.")
-    parser.add_argument("--database", required=True)
-    parser.add_argument("--master-key-file", required=True)
+    parser = argparse.ArgumentParser(description="Tells every secret behind a layer of a volume.")
     parser.add_argument("meta")
+    providers = parser.add_subparsers(dest="provider", required=True)
+    for provider, options in ((local, ("--database", "--master-key-file")), (transit, ("--address", "--token-file"))):
+        of_provider = providers.add_parser(provider.__name__)
+        of_provider.set_defaults(secrets=provider)
+        for option in options:
+            of_provider.add_argument(option, required=True)
+    arguments = parser.parse_args()
     self_test()
+    wrapped = read_meta(arguments.meta)
     told = set()
-    for name, secret in secrets(parser.parse_args()):
+    for name, secret in arguments.secrets(arguments, wrapped):
         if secret not in told:
             told.add(secret)
             print(f"{name}: {secret.hex()}")
+    print(f"control, the wrapped key: {wrapped.blob.hex()}")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ pub(crate) struct Thread {
 enum Holder {
     /// freeze.py, until its standard input is closed.
     Tracer(Child),
-    /// at_exit.py, until this file is there.
+    /// hold_child.py, until this file is there.
     Gate(PathBuf),
 }
 
@@ -93,16 +93,24 @@ impl Frozen {
         Self::told(output, Holder::Tracer(tracer))
     }
 
-    /// A process that at_exit.py has stopped at its end and told of in `directory`.
+    /// A process that hold_child.py has stopped at one of these moments and told of in `directory`; and which of them it is.
     ///
     /// # Panics
     /// If it is not told of within 30 seconds.
-    pub(crate) fn at_exit(directory: &Path) -> Self {
-        let told = wait_for("a process to end", || {
-            File::open(directory.join("stopped")).ok()
+    pub(crate) fn at_one_of(moments: &[String], directory: &Path) -> (usize, Self) {
+        let (moment, told) = wait_for("a process to be stopped", || {
+            let mut files = moments
+                .iter()
+                .map(|moment| File::open(directory.join(format!("stopped.{moment}"))).ok())
+                .enumerate();
+            files.find_map(|(number, file)| Some((number, file?)))
         });
-        let gate = directory.join("continue");
-        Self::told(BufReader::new(told), Holder::Gate(gate))
+        // Told once.
+        let told_in = directory.join(format!("stopped.{}", moments[moment]));
+        std::fs::remove_file(told_in).expect("it is there");
+        let gate = directory.join(format!("continue.{}", moments[moment]));
+        let frozen = Self::told(BufReader::new(told), Holder::Gate(gate));
+        (moment, frozen)
     }
 
     /// The process that its holder tells of: a line per thread, the first of which is the process's own.
@@ -126,6 +134,38 @@ impl Frozen {
             frozen.threads.push(thread);
         }
         panic!("the process cannot be stopped by ptrace");
+    }
+
+    /// Writes `bytes` to the far end of the stack of each thread whose name begins so: where no call ever came to, so that nothing
+    /// is overwritten.
+    ///
+    /// # Panics
+    /// If there is something else already.
+    pub(crate) fn plant_on_stacks(&self, threads: &str, bytes: &[u8]) {
+        let memory = File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/{}/mem", self.process))
+            .expect("the memory of the process");
+        for thread in self
+            .threads
+            .iter()
+            .filter(|thread| thread.name.starts_with(threads))
+        {
+            let stack = self
+                .mappings
+                .iter()
+                .find(|mapping| (mapping.start..mapping.end).contains(&thread.stack_pointer));
+            let end = stack.expect("its stack").start;
+            let mut present = vec![0; bytes.len()];
+            memory.read_exact_at(&mut present, end).expect("its stack");
+            assert!(
+                present == bytes || present.iter().all(|&byte| byte == 0),
+                "the stack of {} is used to its end",
+                thread.name
+            );
+            memory.write_all_at(bytes, end).expect("its stack");
+        }
     }
 
     /// Its process id.

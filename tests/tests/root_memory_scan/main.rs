@@ -3,27 +3,31 @@
 //! ```text
 //!   freeze.py      stops all threads by ptrace and reads their registers
 //!   this process   reads every mapping through /proc/PID/mem and searches all of it
-//!   secrets_of.py  knows what to look for: keys, key schedules and MAC keys, made by Python from the master key file
+//!   secrets_of.py  knows what to look for: keys, key schedules and MAC keys, made by Python of what it asks the key service for
 //! ```
 //!
-//! What always holds: a pass says nothing unless it has found the control that was planted in the same daemon, in every form,
-//! and nothing was out of reach but secret memory and the kernel's own pages. With `mlock` the same pass must find the keys in
-//! the arena, and nowhere else: that shows what finding none elsewhere is worth.
+//! What always holds: a pass says nothing unless it has found, in the same daemon at the same moment, the control that was planted
+//! there in every form, the one at the end of each worker's stack, the one in freed memory, and the wrapped key, which came
+//! from the key service as the key did; and nothing was out of reach but secret memory and the kernel's own pages. With `mlock` the
+//! same pass must find the keys in the arena, and nowhere else: that shows what finding none elsewhere is worth.
 
+mod child;
+mod files;
 mod image;
+mod life;
 mod pattern;
 mod scan;
+mod services;
 mod watched;
 
 use std::collections::BTreeSet;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Seek as _, Write as _};
-use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -32,10 +36,12 @@ use sealvol_tests::outcome::Outcome;
 use sealvol_tests::place::{self, needs_root};
 use sealvol_tests::programs::{Running, client, ours, run, wait_for};
 
-use image::{Frozen, script, source};
-use pattern::{FORMS, Patterns, Secret};
+use image::source;
+use life::{Protection, VOLUMES};
+use pattern::{FORMS, Kind, Patterns, Secret};
 use scan::{Place, Report};
-use watched::{Moment, Watched, assert_searched, control, in_every_form, random, secrets_of};
+use services::KeyService;
+use watched::{Moment, Watched, behind, random};
 
 /// Bytes that the control process loads into registers, in its own order: five general ones, eight masks, 32 vectors.
 const REGISTER_BYTES: usize = 5 * 8 + 8 * 8 + 32 * 64;
@@ -45,175 +51,24 @@ const ONE_ARENA: usize = 256 << 10;
 /// Keys that one arena holds.
 const KEYS_OF_ONE_ARENA: usize = 256;
 
-/// Volumes of both sector sizes: their names.
-const VOLUMES: [&str; 2] = ["scan-512", "scan-4096"];
-
 #[test]
 fn no_key_is_anywhere_outside_secret_memory() {
-    needs_root("read another process's memory and registers");
-    let place = place::Place::new();
-    through_its_life(&place, Daemon::command(&place), None);
+    life::with(&KeyService::Local, Protection::AsItIs);
+}
+
+#[test]
+fn no_key_that_a_server_gave_is_anywhere_outside_secret_memory() {
+    life::with(&KeyService::openbao(), Protection::AsItIs);
 }
 
 #[test]
 fn without_secret_memory_keys_are_in_the_locked_arena_only() {
-    needs_root("read another process's memory and registers");
-    let place = place::Place::new();
-    let mut command = script("without_secret_memory.py");
-    command
-        .arg(ours("sealvold"))
-        .args(Daemon::arguments(&place));
-    through_its_life(&place, command, Some("mlock"));
+    life::with(&KeyService::Local, Protection::WithoutSecretMemory);
 }
 
-/// Volumes are made, used, left alone, used hard, and detached; each time all of the daemon is searched.
-fn through_its_life(place: &place::Place, command: Command, expected: Option<&str>) {
-    let watched = Watched::start(place, command);
-    let daemon = &watched.daemon;
-    let (protection, _) = watched.key_memory();
-    if let Some(expected) = expected {
-        assert_eq!(protection, expected, "the protection of key memory");
-    }
-    if protection == "mlock" {
-        println!(
-            "not claimed: with mlock, root reads keys in the arena; elsewhere there must be none"
-        );
-    }
-    let uris = VOLUMES.map(|name| {
-        let sector = name.trim_start_matches("scan-");
-        let create = [
-            "volume",
-            "create",
-            name,
-            "--size",
-            "64M",
-            "--sector-size",
-            sector,
-        ];
-        daemon.sealvol(&create).succeeded();
-        daemon.attach(name)
-    });
-    assert_no_child(daemon);
-    let patterns = watched.patterns();
-    assert!(
-        patterns.secrets().len() > 200,
-        "only {} secrets to look for",
-        patterns.secrets().len()
-    );
-    watched.scan(&patterns, Moment::AtRest, "attached, not used");
-
-    copy_both_ways(place, &uris);
-    let mut clients = lingering(&uris);
-    std::thread::sleep(Duration::from_secs(1));
-    watched.scan(
-        &patterns,
-        Moment::AtRest,
-        "used, clients connected and idle",
-    );
-    leave(&mut clients);
-
-    under_load(&watched, &patterns, &uris);
-    for name in VOLUMES {
-        daemon
-            .sealvol(&["volume", "resize", name, "--size", "128M"])
-            .succeeded();
-    }
-    for _ in 0..5 {
-        for name in VOLUMES {
-            daemon.detach(name);
-            daemon.attach(name);
-        }
-    }
-    std::thread::sleep(Duration::from_secs(1));
-    watched.scan(
-        &patterns,
-        Moment::AtRest,
-        "after load, resize and new attaches",
-    );
-
-    for name in VOLUMES {
-        daemon.detach(name);
-    }
-    let keys = &daemon.sealvol_json(&["status"])["key_memory"]["keys"];
-    assert_eq!(keys, 0, "keys after the last detach");
-    watched.scan(&patterns, Moment::Detached, "detached");
-    watched.daemon.stop();
-}
-
-/// What crosses the whole daemon: every byte of a volume written, synced and read by nbdcopy over four connections.
-fn copy_both_ways(place: &place::Place, uris: &[String]) {
-    let [content, copy] = ["content", "copy"].map(|name| place.file(name));
-    let [content, copy] = [&content, &copy].map(|path| path.to_str().expect("a UTF-8 path"));
-    std::fs::write(content, random(64 << 20)).expect("a file");
-    for uri in uris {
-        run("nbdcopy", &["--flush", "--connections=4", content, uri]).succeeded();
-        run("nbdcopy", &["--connections=4", uri, copy]).succeeded();
-        run("cmp", &[content, copy]).succeeded();
-    }
-}
-
-/// Clients that have asked for everything there is to ask for, and stay.
-fn lingering(uris: &[String]) -> Child {
-    let mut clients = script("linger.py")
-        .args(uris)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("Python");
-    let mut line = String::new();
-    BufReader::new(clients.stdout.take().expect("a pipe"))
-        .read_line(&mut line)
-        .expect("a line");
-    assert_eq!(line, "idle\n", "the clients failed");
-    clients
-}
-
-fn leave(clients: &mut Child) {
-    drop(clients.stdin.take());
-    assert!(clients.wait().expect("their end").success());
-}
-
-fn under_load(watched: &Watched<'_>, patterns: &Patterns, uris: &[String]) {
-    let mut fio = client("fio");
-    fio.stdout(Stdio::null());
-    for (name, uri) in VOLUMES.iter().zip(uris) {
-        fio.args([
-            &format!("--name={name}"),
-            "--ioengine=nbd",
-            &format!("--uri={uri}"),
-            "--size=64M",
-            "--rw=randrw",
-            "--bsrange=512-256k",
-            "--blockalign=512",
-            "--iodepth=16",
-            "--fsync=64",
-            "--thread", // one process, so that its end ends the load
-            "--time_based",
-            "--runtime=60",
-        ]);
-    }
-    let mut load = Running::start(&mut fio);
-    std::thread::sleep(Duration::from_secs(1));
-    for number in 1..=5 {
-        watched.scan(patterns, Moment::UnderLoad, &format!("under load {number}"));
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let ended = load.child().try_wait().expect("its status");
-    assert!(
-        ended.is_none(),
-        "the load ended before the scans did: {ended:?}"
-    );
-}
-
-/// The key child ends before its key is used: there is nobody else to search.
-#[track_caller]
-fn assert_no_child(daemon: &Daemon<'_>) {
-    let tasks = format!("/proc/{}/task", daemon.pid());
-    for task in std::fs::read_dir(tasks).expect("its threads") {
-        let children = task.expect("a thread").path().join("children");
-        let children = std::fs::read_to_string(children).expect("its children");
-        assert_eq!(children, "", "children of the daemon after an attach");
-    }
+#[test]
+fn without_secret_memory_keys_that_a_server_gave_are_in_the_locked_arena_only() {
+    life::with(&KeyService::openbao(), Protection::WithoutSecretMemory);
 }
 
 #[test]
@@ -228,7 +83,8 @@ fn a_daemon_that_attaches_again_after_a_crash_keeps_no_key_outside() {
         run("nbdcopy", &[text(&content), &uri]).succeeded();
     }
     daemon.kill();
-    let watched = Watched::start(&place, Daemon::command(&place));
+    let service = KeyService::Local;
+    let watched = Watched::start(&place, &service, Daemon::command(&place));
     for name in VOLUMES {
         let uri = watched.daemon.uri(name);
         wait_for("the volume to be attached again", || {
@@ -236,60 +92,10 @@ fn a_daemon_that_attaches_again_after_a_crash_keeps_no_key_outside() {
         });
     }
     std::thread::sleep(Duration::from_secs(1));
-    watched.scan(&watched.patterns(), Moment::AtRest, "attached again");
+    let behind = VOLUMES.map(|name| watched.behind(name));
+    let patterns = watched.patterns(&[&behind[0], &behind[1]], Some(&behind[0]));
+    watched.scan(&patterns, Moment::AtRest, "attached again");
     watched.daemon.stop();
-}
-
-#[test]
-fn the_key_child_ends_with_no_key_in_its_memory() {
-    needs_root("read another process's memory and registers");
-    let place = place::Place::new();
-    let directory = place.file("at-exit");
-    std::fs::create_dir(&directory).expect("a directory");
-    let traced = place.file("traced-keys");
-    let [tracer, program] = [source("at_exit.py"), ours("sealvol-keys")];
-    let words = [&tracer, &directory, &program].map(|path| text(path));
-    let line = format!("#!/bin/sh\nexec /usr/bin/python3 -B {}\n", words.join(" "));
-    std::fs::write(&traced, line).expect("a file");
-    std::fs::set_permissions(&traced, Permissions::from_mode(0o755)).expect("a changed mode");
-    let config = place.file("sealvold.toml");
-    std::fs::write(&config, format!("key-child = {traced:?}\n")).expect("a file");
-    // With `mlock` its arena can be read, so that it is searched too.
-    let mut command = script("without_secret_memory.py");
-    command
-        .arg(ours("sealvold"))
-        .args(Daemon::arguments(&place));
-    command.arg("--config").arg(&config);
-    let daemon = Daemon::start_by(&place, command).unwrap_or_else(|ended| panic!("{ended}"));
-    daemon
-        .sealvol(&["volume", "create", "held", "--size", "8M"])
-        .succeeded();
-
-    let control = control();
-    std::fs::write(
-        directory.join("control"),
-        in_every_form(&control).into_vec(),
-    )
-    .expect("a file");
-    std::fs::write(directory.join("armed"), "").expect("a file");
-    let mut secrets = vec![control];
-    secrets.extend(secrets_of(&place, &place.layer_files("meta")[0]));
-    let patterns = Patterns::new(secrets);
-    let report = std::thread::scope(|scope| {
-        let attach = scope.spawn(|| daemon.attach("held"));
-        let report = Report::of_frozen(Frozen::at_exit(&directory), &patterns);
-        attach.join().expect("the volume is attached");
-        report
-    });
-    assert_searched(&report, &patterns);
-    println!(
-        "the key child's end: {} KiB searched in {:?}",
-        report.searched >> 10,
-        report.stopped
-    );
-    let leaked = report.table(&patterns, |hit| patterns.pieces()[hit.piece].secret != 0);
-    assert!(leaked.is_empty(), "{leaked:#?}");
-    daemon.stop();
 }
 
 #[test]
@@ -298,13 +104,14 @@ fn the_scan_finds_whatever_a_process_holds() {
     let place = place::Place::new();
     let daemon = Daemon::start(&place);
     daemon.volume("held", "8M");
-    let secrets = secrets_of(&place, &place.layer_files("meta")[0]);
+    let secrets = behind(&place, &KeyService::Local, &place.layer_files("meta")[0]).keys;
     let registers = random(REGISTER_BYTES);
     let mut all = secrets.clone();
     let loaded = registers.as_chunks::<16>().0.iter().enumerate();
     all.extend(loaded.map(|(number, bytes)| Secret {
         name: format!("register bytes from {}", number * 16),
         bytes: bytes.to_vec(),
+        kind: Kind::Key,
     }));
     let patterns = Patterns::new(all);
 

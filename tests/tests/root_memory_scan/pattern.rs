@@ -17,13 +17,37 @@ const BASE64_PIECE: usize = 10;
 /// Bits of the table that tells most places apart from the start of a piece.
 const FILTER_BITS: u32 = 20;
 
-/// Something that must not be found.
+/// Something to look for: a key, or a control that shows what it is worth to find none.
 #[derive(Clone, Debug)]
 pub(crate) struct Secret {
     /// What it is, for messages.
     pub(crate) name: String,
     /// Its bytes.
     pub(crate) bytes: Vec<u8>,
+    /// What it is to the search.
+    pub(crate) kind: Kind,
+}
+
+/// What it means to find something, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    /// Must not be found.
+    Key,
+    /// In the process since it began, in every form.
+    Planted,
+    /// Written to the end of each worker's stack by the scanner.
+    OnStacks,
+    /// In memory that the process has freed.
+    Freed,
+    /// Came to the process as a key came, and is no secret.
+    SameWay,
+}
+
+impl Kind {
+    /// Whether it is searched in every one of [`FORMS`]; else as it is.
+    fn in_every_form(self) -> bool {
+        matches!(self, Self::Key | Self::Planted)
+    }
 }
 
 /// The forms that a secret is searched in.
@@ -75,7 +99,12 @@ impl Patterns {
                 secret.name,
                 secret.bytes.len()
             );
-            for form in 0..FORMS.len() {
+            let forms = if secret.kind.in_every_form() {
+                FORMS.len()
+            } else {
+                1
+            };
+            for form in 0..forms {
                 for bytes in in_form(&secret.bytes, form) {
                     patterns.add(Piece {
                         secret: number,
@@ -104,6 +133,11 @@ impl Patterns {
     /// The secrets.
     pub(crate) fn secrets(&self) -> &[Secret] {
         &self.secrets
+    }
+
+    /// What the piece with this index is to the search.
+    pub(crate) fn kind(&self, piece: usize) -> Kind {
+        self.secrets[self.pieces[piece].secret].kind
     }
 
     /// All that is searched for.
