@@ -1,5 +1,6 @@
 //! Volumes under the keys of a real OpenBao server: what an outage, a revocation and a rotation mean for them, attached or not.
 
+use std::net::TcpListener;
 use std::path::Path;
 
 use sealvol_tests::daemon::Daemon;
@@ -10,6 +11,7 @@ use sealvol_tests::pattern;
 use sealvol_tests::peer::Peer;
 use sealvol_tests::place::Place;
 use sealvol_tests::programs::wait_for;
+use sealvol_tests::superblock::edit_both;
 use serde_json::{Value, json};
 
 const SIZE: usize = 4 << 20;
@@ -297,4 +299,69 @@ fn a_daemon_whose_create_credential_could_unwrap_makes_no_volume() {
         shown.stdout.contains("one credential for everything"),
         "{shown}"
     );
+}
+
+#[test]
+fn a_reference_to_no_configured_provider_is_refused_before_a_packet_is_sent() {
+    let bao = Bao::start();
+    let daemon = bao.daemon();
+    bao.volume(&daemon);
+    daemon.detach("v");
+    daemon.stop();
+
+    // The only server that the daemon may ask is this one, from here on: whatever it says to anybody arrives here.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    listener.set_nonblocking(true).expect("not blocking");
+    let config = bao.place.file("sealvold.toml");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    let text = text.replace(&bao.server.address(), &format!("http://127.0.0.1:{port}"));
+    std::fs::write(&config, text.replace("ca-file", "timeout-s = 1\n# ca-file")).expect("written");
+    let daemon = bao.daemon();
+    let asked = || {
+        let connection = listener.accept();
+        connection.is_ok()
+    };
+
+    for arguments in [
+        &[
+            "volume",
+            "create",
+            "w",
+            "--size",
+            "4M",
+            "--key",
+            "elsewhere:volumes",
+        ][..],
+        &["key", "rewrap", "v", "--key", "elsewhere:volumes"],
+        &["volume", "rekey", "v", "--key", "elsewhere:volumes"],
+        &["key", "create", "elsewhere:volumes"],
+        &["key", "show", "elsewhere:volumes"],
+    ] {
+        daemon.sealvol(arguments).failed_with(4, &["elsewhere"]);
+    }
+    // The header of a layer that says so itself: the registry is asked what it is under, and it says something else.
+    let meta = bao.place.layer_files("meta").remove(0);
+    let renamed = |from: &'static [u8], to: &'static [u8]| {
+        move |slot: &mut [u8]| {
+            let at = slot.windows(from.len()).position(|window| window == from);
+            let at = at.expect("the provider's name in the key record");
+            slot[at..at + from.len()].copy_from_slice(to);
+        }
+    };
+    let (ours, others) = (b"\x03\0bao\x07\0volumes", b"\x03\0xyz\x07\0volumes");
+    edit_both(&meta, true, renamed(ours, others));
+    attach(&daemon).failed_with(3, &["xyz:volumes", "bao:volumes"]);
+    // The same when it is to be registered anew: what its header names is no reason to ask, only what somebody names is.
+    let layer = meta.parent().and_then(Path::to_str).expect("its directory");
+    let adopt = |key| daemon.sealvol(&["volume", "adopt", "w", "--layer-dir", layer, "--key", key]);
+    adopt("xyz:volumes").failed_with(4, &["xyz"]);
+    let refused = adopt("bao:volumes");
+    assert_ne!(refused.code, Some(0), "{refused}");
+    assert!(!asked(), "somebody was asked");
+
+    // What would arrive does: the same volume, with its own header.
+    edit_both(&meta, true, renamed(others, ours));
+    assert_eq!(attach(&daemon).code, Some(1));
+    assert!(asked(), "the listener would not have seen a question");
 }

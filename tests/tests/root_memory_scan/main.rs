@@ -18,6 +18,7 @@ mod life;
 mod pattern;
 mod scan;
 mod services;
+mod told;
 mod watched;
 
 use std::collections::BTreeSet;

@@ -12,10 +12,10 @@ use sealvol_tests::place::Place;
 use serde_json::json;
 
 /// What the `attach` credential may do.
-const ATTACH: &str = r#"path "transit/decrypt/volumes" { capabilities = ["update"] }"#;
+pub(crate) const ATTACH: &str = r#"path "transit/decrypt/volumes" { capabilities = ["update"] }"#;
 
 /// What the `create` credential may do.
-const CREATE: &str = r#"
+pub(crate) const CREATE: &str = r#"
 path "transit/datakey/wrapped/volumes" { capabilities = ["update"] }
 path "transit/rewrap/volumes" { capabilities = ["update"] }
 path "transit/keys/volumes" { capabilities = ["read"] }
