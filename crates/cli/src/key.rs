@@ -67,6 +67,15 @@ fn show(key: &api::Key) -> String {
         ("id", key.key_id.clone()),
         ("state", key.state.clone()),
         ("created", key.created.clone()),
+        (
+            "creates-without-plaintext",
+            if key.creates_without_plaintext {
+                "yes"
+            } else {
+                "no"
+            }
+            .to_owned(),
+        ),
     ];
     pairs.extend(
         key.deletion
@@ -183,17 +192,23 @@ local:default        2  enabled  0d7c
         assert_eq!(
             show(&rotated),
             "\
-key:       local:default
-id:        0d7c
-state:     enabled
-created:   2026-02-03T04:05:06Z
-rotation:  every 90 days, next 2026-08-02T04:05:06Z
-version:   1 of 2026-02-03T04:05:06Z
-version:   2 of 2026-05-04T04:05:06Z
-volume:    db
-volume:    www
+key:                        local:default
+id:                         0d7c
+state:                      enabled
+created:                    2026-02-03T04:05:06Z
+creates-without-plaintext:  no
+rotation:                   every 90 days, next 2026-08-02T04:05:06Z
+version:                    1 of 2026-02-03T04:05:06Z
+version:                    2 of 2026-05-04T04:05:06Z
+volume:                     db
+volume:                     www
 "
         );
+        let by_service = api::Key {
+            creates_without_plaintext: true,
+            ..key()
+        };
+        assert!(show(&by_service).contains("creates-without-plaintext:  yes\n"));
         assert_eq!(
             created(&key()),
             "Key local:default created: id 0d7c version 2\n"
@@ -218,7 +233,10 @@ Key local:default is pending-deletion now, and destroyed after 2026-06-03T04:05:
   volumes that can't be attached then: db, www
 "
         );
-        assert!(show(&pending).contains("destroyed:  not before 2026-06-03T04:05:06Z\n"));
+        assert!(
+            show(&pending)
+                .contains("destroyed:                  not before 2026-06-03T04:05:06Z\n")
+        );
         assert_eq!(
             changed(&key(), &KeyChange::Enable),
             "Key local:default is enabled now\n"

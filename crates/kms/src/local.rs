@@ -335,6 +335,7 @@ impl Local {
             key_id: id_text(&row.id),
             key_version,
             blob,
+            commitment: Some(volume_key.commitment().0),
         })
     }
 
@@ -353,6 +354,7 @@ impl Local {
                 .collect(),
             created: key.created,
             algorithm: ALGORITHM.to_owned(),
+            creates_without_plaintext: false,
             lifecycle: Lifecycle {
                 rotation_days: rotation.map(|rotation| rotation.days),
                 next_rotation: rotation.map(|rotation| rotation.next.wall),

@@ -361,6 +361,7 @@ impl Transit {
             key_id: key.to_owned(),
             key_version,
             blob,
+            commitment: None,
         })
     }
 
@@ -468,6 +469,7 @@ impl Transit {
             created: versions.first().map_or(0, |first| first.created),
             versions,
             algorithm: key.kind,
+            creates_without_plaintext: true,
             lifecycle: Lifecycle::default(),
         }
     }

@@ -30,7 +30,7 @@ const SEQUENCE_END: u64 = 1 << 62;
 pub struct Pins {
     /// Identity, geometry; the size may be larger than the superblock's (a grow that is to be folded in).
     pub params: LayerParams,
-    /// The key that the layer is bound to; `None` before the first attach.
+    /// The key that the layer is bound to; `None` if nobody has seen it: before the first attach, of a key that its service made.
     pub commitment: Option<Commitment>,
     /// The highest superblock generation relied on.
     pub generation: u64,

@@ -41,6 +41,10 @@ pub struct Key {
     /// All its versions, the oldest first.
     #[serde(default)]
     pub versions: Vec<KeyVersion>,
+    /// Whether its key service makes new data keys wrapped, so that their plaintext is nowhere else; `false`: the daemon's key
+    /// child makes them, in locked memory, and has them wrapped.
+    #[serde(default)]
+    pub creates_without_plaintext: bool,
     /// Days between two automatic rotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_days: Option<u32>,

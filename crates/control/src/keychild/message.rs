@@ -294,6 +294,13 @@ pub struct Wrapped {
     /// Opaque to all but the provider; at most [`WRAPPED_MAX`] bytes.
     #[serde(with = "base64_text")]
     pub blob: Vec<u8>,
+    /// The commitment of the volume key that is wrapped, where the child has seen the key. Not secret.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "commitment_text"
+    )]
+    pub commitment: Option<[u8; 32]>,
 }
 
 /// What may be told of a key.
@@ -312,6 +319,8 @@ pub struct KeyDescription {
     pub created: u64,
     /// What wraps, for example `AES-256-GCM`.
     pub algorithm: String,
+    /// Whether a new data key is made wrapped by the key service itself, so that its plaintext is nowhere else.
+    pub creates_without_plaintext: bool,
     /// Rotation and deletion; empty where the provider has none of it or tells nothing.
     #[serde(default)]
     pub lifecycle: Lifecycle,
@@ -368,6 +377,33 @@ pub(super) mod base64_text {
     }
 }
 
+/// A commitment as [`base64_text`], or nothing.
+mod commitment_text {
+    use super::{Base64, Deserialize, Deserializer, Encoding, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(
+        commitment: &Option<[u8; 32]>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        match commitment {
+            Some(bytes) => to.serialize_some(&Base64::encode_string(bytes)),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Option<[u8; 32]>, D::Error> {
+        let text: Option<String> = Option::deserialize(from)?;
+        let decoded = text.map(|text| Base64::decode_vec(&text).map(<[u8; 32]>::try_from));
+        match decoded {
+            None => Ok(None),
+            Some(Ok(Ok(bytes))) => Ok(Some(bytes)),
+            Some(_) => Err(serde::de::Error::custom("not a commitment in Base64")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,6 +438,30 @@ mod tests {
             };
             assert_eq!(service(&text), Ok(Service::Local(local)));
         }
+    }
+
+    #[test]
+    fn a_commitment_of_another_length_is_refused() {
+        let wrapped = Wrapped {
+            key_id: "k".to_owned(),
+            key_version: 1,
+            blob: vec![1],
+            commitment: Some([7; 32]),
+        };
+        let text = serde_json::to_string(&wrapped).unwrap();
+        assert_eq!(serde_json::from_str::<Wrapped>(&text).unwrap(), wrapped);
+        for other in ["\"\"", "\"AAAA\"", "\"*\"", "7"] {
+            let said = Base64::encode_string(&[7; 32]);
+            let text = text.replace(&format!("{said:?}"), other);
+            assert!(serde_json::from_str::<Wrapped>(&text).is_err(), "{text}");
+        }
+        let unseen = Wrapped {
+            commitment: None,
+            ..wrapped
+        };
+        let text = serde_json::to_string(&unseen).unwrap();
+        assert!(!text.contains("commitment"), "{text}");
+        assert_eq!(serde_json::from_str::<Wrapped>(&text).unwrap(), unseen);
     }
 
     #[test]

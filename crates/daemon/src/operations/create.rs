@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sealvol_control::api::{self, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{Right, Wrapped};
-use sealvol_crypto::UnitSize;
+use sealvol_crypto::{Commitment, UnitSize};
 use sealvol_volume::{DataKeyId, LayerId, LayerParams, VolumeId, WrappedKey, check_size};
 
 use super::context;
@@ -194,7 +194,8 @@ impl Daemon {
         Ok(by)
     }
 
-    /// The data key of a new volume's first layer, generated wrapped.
+    /// The data key of a new volume's first layer, generated wrapped. The registry is committed to it from here on, if the key
+    /// child has made it: a wrap that anybody could have made (RSA) must not be taken for it by the first attach.
     pub(super) async fn own_key(
         &self,
         caller: Caller,
@@ -206,6 +207,12 @@ impl Daemon {
             context: context(new.id, new.data_key, new.sector_size),
         };
         let wrapped = self.keys.generate(caller, &subject, &new.key).await?;
+        if let Some(commitment) = wrapped.commitment.map(Commitment) {
+            let layer = new.layer;
+            self.registry
+                .call(move |registry| registry.commit_to(layer, commitment))
+                .await?;
+        }
         Ok(as_record(new.data_key, &new.key, wrapped))
     }
 

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use sealvol_control::key_ref::KeyRef;
-use sealvol_crypto::VolumeKey;
-use sealvol_volume::DataKeyId;
+use sealvol_crypto::{Commitment, VolumeKey};
+use sealvol_volume::{DataKeyId, VolumeError};
 
 use super::context;
 use super::create::as_record;
@@ -55,6 +55,7 @@ impl Daemon {
             context: context(row.id, id, row.sector_size),
         };
         let wrapped = self.keys.generate(caller, &subject, key).await?;
+        let mut commitment = wrapped.commitment.map(Commitment);
         let (by, wrapped) = as_record(id, key, wrapped);
         let cipher = if unwrapped {
             let memory = self.memory.ready()?;
@@ -65,7 +66,13 @@ impl Daemon {
                 blob: wrapped.blob.clone(),
             };
             let mut keys = self.keys.unwrap_all(caller, vec![copy], &memory).await?;
-            Some(Arc::new(VolumeKey::expand(keys.remove(0))))
+            let key = keys.remove(0);
+            let found = key.commitment();
+            if commitment.is_some_and(|made| made != found) {
+                return Err(Error::volume(&row.name)(VolumeError::WrongKey));
+            }
+            commitment = Some(found);
+            Some(Arc::new(VolumeKey::expand(key)))
         } else {
             None
         };
@@ -73,6 +80,7 @@ impl Daemon {
             id,
             by,
             wrapped,
+            commitment,
             cipher,
         })
     }

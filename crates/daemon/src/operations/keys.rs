@@ -187,6 +187,7 @@ fn described(provider: &str, description: &KeyDescription) -> api::Key {
         state: description.state.as_str().to_owned(),
         created: rfc3339(description.created),
         versions,
+        creates_without_plaintext: description.creates_without_plaintext,
         rotation_days: lifecycle.rotation_days,
         next_rotation: lifecycle.next_rotation.map(rfc3339),
         deletion: lifecycle.deletion.map(rfc3339),

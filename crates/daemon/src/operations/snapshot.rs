@@ -13,7 +13,7 @@
 use std::sync::Arc;
 
 use sealvol_control::api::{self, SnapshotRef, VolumeName};
-use sealvol_crypto::SectorCipher;
+use sealvol_crypto::{Commitment, SectorCipher};
 use sealvol_store::{Access, FileStore};
 use sealvol_volume::{
     DataKeyId, LayerId, LayerParams, LayerParts, Volume, VolumeError, WrappedKey, snapshot_all,
@@ -48,6 +48,8 @@ pub(super) struct FreshKey {
     pub(super) id: DataKeyId,
     pub(super) by: WrappedBy,
     pub(super) wrapped: WrappedKey,
+    /// Of the key, as far as anybody here has seen it.
+    pub(super) commitment: Option<Commitment>,
     /// At work, as far as the key service was asked for it: of an attached volume always.
     pub(super) cipher: Option<Arc<SectorCipher>>,
 }
@@ -102,16 +104,12 @@ impl Daemon {
             self.check_snapshot_free(&row, name).await?;
         }
         let (old, mut keys) = (&layers[0], self.wrapped_keys(&row).await?);
-        let (data_key, by, cipher) = match fresh {
+        let (data_key, by, commitment, cipher) = match fresh {
             Some(fresh) => {
                 keys.insert(0, fresh.wrapped);
-                (fresh.id, Some(fresh.by), fresh.cipher)
+                (fresh.id, Some(fresh.by), fresh.commitment, fresh.cipher)
             }
-            None => (old.data_key, None, None),
-        };
-        let commitment = match (&by, &cipher) {
-            (None, _) => old.commitment,
-            (Some(_), cipher) => cipher.as_ref().map(|cipher| cipher.commitment()),
+            None => (old.data_key, None, old.commitment, None),
         };
         let layer = LayerRow {
             id: LayerId::random(),

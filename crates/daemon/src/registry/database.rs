@@ -125,6 +125,15 @@ impl Database {
         Ok(transaction.commit()?)
     }
 
+    /// Another key than the one of `commitment` is never taken for the data key of this layer, which nobody has opened yet.
+    pub(crate) fn commit_to(&mut self, layer: LayerId, commitment: Commitment) -> Result<()> {
+        self.connection.execute(
+            "UPDATE layers SET commitment = coalesce(commitment, ?2) WHERE id = ?1",
+            params![layer.to_string(), commitment.0],
+        )?;
+        Ok(())
+    }
+
     /// The layer is complete on disk, with these data keys, wrapped so: the volume exists from here on.
     pub(crate) fn finish_create(
         &mut self,

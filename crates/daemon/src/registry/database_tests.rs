@@ -110,6 +110,32 @@ fn a_volume_exists_only_when_its_layer_is_complete() {
 }
 
 #[test]
+fn a_layer_is_committed_to_a_key_before_it_is_opened_and_to_no_other_one_later() {
+    let mut fixture = Fixture::new();
+    let (new, made) = (new_volume("v"), Commitment([7; 32]));
+    fixture.database.begin_create(&new).expect("registered");
+    fixture
+        .database
+        .commit_to(new.layer, made)
+        .expect("committed");
+    fixture
+        .database
+        .finish_create(new.id, &[(new.data_key, by(3))])
+        .expect("available");
+    let mut fixture = fixture.reopened();
+    let other = Commitment([8; 32]);
+    fixture
+        .database
+        .commit_to(new.layer, other)
+        .expect("ignored");
+    let top = fixture.top(&new);
+    assert_eq!(
+        (top.commitment, top.generation, top.bound),
+        (Some(made), 0, false)
+    );
+}
+
+#[test]
 fn a_name_is_taken_from_the_beginning_of_the_creation() {
     let mut fixture = Fixture::new();
     fixture

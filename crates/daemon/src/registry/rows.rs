@@ -121,7 +121,7 @@ pub(crate) struct LayerRow {
     pub data_key: DataKeyId,
     /// Its superblock says that it never changes again. A layer below others that is not sealed is to be.
     pub sealed: bool,
-    /// Of the data key; none before the first attach.
+    /// Of the data key; none before the first attach, if the key service made the key and nobody else saw it.
     pub commitment: Option<Commitment>,
     /// Highest generation of the superblock that is relied on.
     pub generation: u64,

@@ -25,6 +25,7 @@ macro_rules! every_provider {
 
 every_provider!(
     a_key_comes_back_the_same_each_time_and_no_two_are_alike,
+    a_new_key_is_the_one_that_its_commitment_says,
     a_batch_succeeds_and_fails_call_by_call,
     a_wrapped_key_is_bound_to_every_pair_of_its_context,
     wrapped_keys_of_two_volumes_do_not_change_places,
@@ -54,6 +55,21 @@ async fn a_key_comes_back_the_same_each_time_and_no_two_are_alike(subject: &impl
     let other = opened(subject, "default", &two.blob, &ctx).await.unwrap();
     assert_eq!(first, again);
     assert_ne!(first, other);
+}
+
+async fn a_new_key_is_the_one_that_its_commitment_says(subject: &impl Subject) {
+    let described = Call::Describe {
+        key: "default".to_owned(),
+    };
+    let Ok(Done::Describe(key)) = call(subject, Right::Create, described).await else {
+        panic!("not described");
+    };
+    let ctx = context("1");
+    let new = wrapped(subject, "default", &ctx).await;
+    let found = opened(subject, "default", &new.blob, &ctx).await.unwrap();
+    // Whoever has not made the key can't be committed to it; whoever has must be.
+    let told = (!key.creates_without_plaintext).then_some(found.0);
+    assert_eq!(new.commitment, told);
 }
 
 async fn a_batch_succeeds_and_fails_call_by_call(subject: &impl Subject) {
