@@ -21,5 +21,6 @@ pub mod peer;
 pub mod place;
 pub mod programs;
 pub mod resident;
+pub mod serial;
 pub mod superblock;
 pub mod victim;

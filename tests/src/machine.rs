@@ -4,11 +4,9 @@
 //! cut, sector by sector. `guest/machine.sh` boots the machine, `guest/host.sh` is what runs in it: it looks after the file
 //! system, starts the daemon and does what it is told over a serial port.
 //!
-//! Always: both processes end with the value. Never: a look at a clock, but to give up on a machine that has hung.
+//! Always: both processes end with the value.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -19,9 +17,7 @@ use crate::daemon::mortal;
 use crate::outcome::Outcome;
 use crate::peer::Address;
 use crate::programs::{self, Running, wait_for};
-
-/// How long a machine may say nothing: emulated, on a machine that is busy with others.
-const PATIENCE: Duration = Duration::from_secs(180);
+use crate::serial::Serial;
 
 /// The file system of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +40,7 @@ pub struct Bench {
 pub struct Machine {
     qemu: Running,
     disk: Running,
-    serial: BufReader<UnixStream>,
+    serial: Serial,
     address: Address,
     disk_log: PathBuf,
     console: PathBuf,
@@ -107,19 +103,11 @@ impl Bench {
             .arg(port.to_string())
             .args(["sealvold", "sealvol", "sealvol-keys"].map(programs::ours));
         let mut qemu = Running::start(mortal(&command).stdin(Stdio::null()));
-        let stream = std::iter::repeat_with(|| {
-            let ended = qemu.child().try_wait().expect("its status");
-            assert_eq!(ended, None, "the machine did not start");
-            std::thread::sleep(Duration::from_millis(20));
-            UnixStream::connect(&serial)
-        })
-        .find_map(Result::ok)
-        .expect("it goes on for ever");
-        stream.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        let serial = Serial::open(&mut qemu, &serial);
         Machine {
             qemu,
             disk,
-            serial: BufReader::new(stream),
+            serial,
             address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
             disk_log: log,
             console: self.file("console"),
@@ -139,7 +127,7 @@ impl Machine {
     /// # Errors
     /// It does not.
     pub fn booted(&mut self) -> Result<(), String> {
-        self.line().map(drop)
+        self.serial.line().map(drop)
     }
 
     /// Waits until the daemon serves. Before that the file system was mounted, so that its journal was replayed, and checked.
@@ -149,7 +137,10 @@ impl Machine {
     pub fn ready(&mut self) -> Result<(), String> {
         let mut said = String::new();
         loop {
-            let line = self.line().map_err(|error| format!("{said}{error}"))?;
+            let line = self
+                .serial
+                .line()
+                .map_err(|error| format!("{said}{error}"))?;
             match line.as_str() {
                 "ready" => return Ok(()),
                 line => {
@@ -168,10 +159,9 @@ impl Machine {
     /// # Errors
     /// The machine is gone.
     pub fn sealvol(&mut self, arguments: &str) -> Result<Outcome, String> {
-        let sent = writeln!(self.serial.get_mut(), "{arguments}");
-        sent.map_err(|error| error.to_string())?;
+        self.serial.say(arguments)?;
         let line = loop {
-            let line = self.line()?;
+            let line = self.serial.line()?;
             if let Some(ended) = line.strip_prefix("done ") {
                 break ended.to_owned();
             }
@@ -183,15 +173,6 @@ impl Machine {
             stdout: output.to_owned(),
             stderr: String::new(),
         })
-    }
-
-    fn line(&mut self) -> Result<String, String> {
-        let mut line = String::new();
-        let count = self.serial.read_line(&mut line);
-        match count.map_err(|error| format!("the machine says nothing: {error}"))? {
-            0 => Err("the machine is off".to_owned()),
-            _ => Ok(line.trim_end().to_owned()),
-        }
     }
 
     /// Where the daemon in it serves NBD.
