@@ -57,8 +57,8 @@ fn a_guest_writes_on_while_the_daemon_is_killed_again_and_again_and_loses_nothin
         std::thread::sleep(Duration::from_millis(choices.below(400)));
         daemon.kill();
         std::thread::sleep(Duration::from_millis(choices.below(400)));
+        // It attaches again what was attached.
         daemon = Daemon::start(&place);
-        daemon.attach("guest");
         files = files.max(kept(&mut serial));
     }
     serial.say("enough").expect("it listens");
