@@ -22,5 +22,6 @@ pub mod place;
 pub mod programs;
 pub mod resident;
 pub mod serial;
+pub mod softhsm;
 pub mod superblock;
 pub mod victim;

@@ -66,7 +66,7 @@ fn show(key: &api::Key) -> String {
         ("key", key.key.clone()),
         ("id", key.key_id.clone()),
         ("state", key.state.clone()),
-        ("created", key.created.clone()),
+        ("created", moment(&key.created)),
         (
             "creates-without-plaintext",
             if key.creates_without_plaintext {
@@ -85,7 +85,10 @@ fn show(key: &api::Key) -> String {
     if let (Some(days), Some(next)) = (key.rotation_days, &key.next_rotation) {
         pairs.push(("rotation", format!("every {days} days, next {next}")));
     }
-    let line = |version: &api::KeyVersion| format!("{} of {}", version.version, version.created);
+    let line = |version: &api::KeyVersion| {
+        let (version, created) = (version.version, moment(&version.created));
+        format!("{version} of {created}")
+    };
     pairs.extend(
         key.versions
             .iter()
@@ -98,6 +101,15 @@ fn show(key: &api::Key) -> String {
             .map(|name| ("volume", name.to_string())),
     );
     fields(&pairs)
+}
+
+/// Some key services don't tell when a key was made.
+fn moment(created: &str) -> String {
+    if created.is_empty() {
+        "an unknown time".to_owned()
+    } else {
+        created.to_owned()
+    }
 }
 
 fn created(key: &api::Key) -> String {

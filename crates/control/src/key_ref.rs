@@ -12,6 +12,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::pkcs11_uri::{self, Pkcs11Uri, Pkcs11UriError};
+
 /// A key in a configured provider, written `PROVIDER:KEY`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -38,13 +40,17 @@ impl KeyRef {
         if key.len() > Self::KEY_MAX {
             return Err(KeyRefError::KeyTooLong { bytes: key.len() });
         }
-        match key.chars().find(|c| !c.is_ascii_graphic()) {
-            Some(found) => Err(KeyRefError::KeyCharacter { found }),
-            None => Ok(Self {
-                provider: provider.to_owned(),
-                key: key.to_owned(),
-            }),
+        if let Some(found) = key.chars().find(|c| !c.is_ascii_graphic()) {
+            return Err(KeyRefError::KeyCharacter { found });
         }
+        // Before it is written anywhere: such a URI can have a PIN in it.
+        if key.starts_with(pkcs11_uri::SCHEME) {
+            Pkcs11Uri::parse(key)?;
+        }
+        Ok(Self {
+            provider: provider.to_owned(),
+            key: key.to_owned(),
+        })
     }
 
     /// The name of the configured provider.
@@ -151,6 +157,9 @@ pub enum KeyRefError {
     /// There is no colon.
     #[error("key reference: no colon in it; write PROVIDER:KEY, for example local:default")]
     NoSeparator,
+    /// The key is named by a PKCS #11 URI that is refused.
+    #[error("key reference: {0}")]
+    Pkcs11(#[from] Pkcs11UriError),
     /// The provider's name has a character it may not have.
     #[error("key reference: the provider holds {found:?}; only a-z, 0-9 and - are possible")]
     ProviderCharacter {
@@ -193,6 +202,11 @@ mod tests {
         assert_eq!(refused(""), KeyRefError::NoSeparator);
         assert_eq!(refused(":default"), KeyRefError::NoProvider);
         assert_eq!(refused("local:"), KeyRefError::NoKey);
+        assert_eq!(
+            refused("hsm:pkcs11:object=k?pin-value=1234").to_string(),
+            "key reference: pkcs11 URI: pin-value is refused: modules and PINs are named in the daemon's configuration only"
+        );
+        assert!("hsm:pkcs11:object=k".parse::<KeyRef>().is_ok());
         assert_eq!(
             refused("Local:a"),
             KeyRefError::ProviderCharacter { found: 'L' }

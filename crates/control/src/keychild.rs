@@ -13,7 +13,8 @@
 //! What always holds:
 //! - key bytes go through the key socket only, and this module never reads it: it hands the socket
 //!   on. They are all in its buffer by the time the reply is here, so reading them does not block.
-//! - the child's environment is empty and its working directory is `/`;
+//! - the child's environment is empty but for what the configuration names for a module that it loads, and its working
+//!   directory is `/`;
 //! - a child outlives neither its deadline nor the future that waits for it: it is killed.
 //!
 //! What it never does: retry. Whether to is for the caller to say, by [`FailureClass::fault`] and
@@ -23,6 +24,7 @@ mod failure;
 pub mod frame;
 mod lifecycle;
 pub mod message;
+mod pkcs11;
 mod transit;
 
 use std::io;
@@ -36,7 +38,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
 
 pub use failure::{
-    FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER,
+    FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, PIN_LOCKED,
+    UNTRUSTED_SERVER,
 };
 pub use lifecycle::{
     DELETION_WINDOW, KeyChange, KeyState, Lifecycle, ROTATION_PERIOD, ROTATIONS_ON_DEMAND_MAX,
@@ -47,6 +50,7 @@ pub use message::{
     Landlock, LocalService, MasterKey, PROTOCOL_VERSION, Provider, Reply, Right, Service,
     WRAPPED_MAX, Wrapped,
 };
+pub use pkcs11::{Pkcs11Service, WrapMechanism};
 pub use transit::{Address, Credential, TransitService};
 
 use frame::FrameError;
@@ -137,7 +141,7 @@ impl KeyChild {
         };
         let (messages, childs_messages) = UnixStream::pair().map_err(socket)?;
         let (keys, childs_keys) = UnixStream::pair().map_err(socket)?;
-        let mut child = self.spawn(childs_messages.into(), childs_keys.into())?;
+        let mut child = self.spawn(batch, childs_messages.into(), childs_keys.into())?;
 
         let mut stderr = Vec::new();
         let whole = run(&mut child, messages, &request, passphrase, &mut stderr);
@@ -166,11 +170,17 @@ impl KeyChild {
         })
     }
 
-    fn spawn(&self, messages: OwnedFd, keys: OwnedFd) -> Result<Child, KeyChildError> {
+    fn spawn(
+        &self,
+        batch: &Batch,
+        messages: OwnedFd,
+        keys: OwnedFd,
+    ) -> Result<Child, KeyChildError> {
         // The command owns the child's ends, so they are closed here when it goes out of scope;
         // else a child that dies would never be seen as the end of its sockets.
         Command::new(&self.program)
             .env_clear()
+            .envs(batch.provider.service.environment())
             .current_dir("/")
             .stdin(Stdio::from(messages))
             .stdout(Stdio::from(keys))

@@ -4,5 +4,6 @@ pub mod api;
 pub mod client;
 pub mod key_ref;
 pub mod keychild;
+pub mod pkcs11_uri;
 pub mod size;
 pub mod timestamp;

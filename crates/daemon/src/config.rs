@@ -31,6 +31,16 @@
 //! create = { token-file = "/etc/sealvol/bao-create.token" }
 //! attach = { approle = { role-id-file = "/etc/sealvol/role", secret-id-file = "/etc/sealvol/secret" } }
 //! keys = ["volumes"]                      # any if absent
+//!
+//! [providers.hsm]                         # a token; its keys are `hsm:LABEL`
+//! type = "pkcs11"
+//! module = "/usr/lib/softhsm/libsofthsm2.so"
+//! token = "pkcs11:token=vol"
+//! pin-file = "/run/credentials/sealvold.service/hsm-pin"
+//! single-credential = true                # a token has one PIN
+//! environment = { SOFTHSM2_CONF = "/etc/softhsm/softhsm2.conf" }
+//! read = ["/etc/softhsm/softhsm2.conf"]   # what the module reads, besides libraries
+//! write = ["/var/lib/softhsm/tokens"]     # ... and writes
 //! ```
 
 use std::collections::BTreeMap;
@@ -422,6 +432,10 @@ mod tests {
             (bao.mount.as_str(), bao.single_credential),
             ("transit", false)
         );
+        let Service::Pkcs11(hsm) = &config.providers["hsm"].service else {
+            panic!("{:?}", config.providers);
+        };
+        assert_eq!((hsm.write.len(), hsm.mechanism), (1, None));
         assert_eq!(config.nbd_allow, Some(vec![107]));
         assert_eq!(
             config.rights.create,

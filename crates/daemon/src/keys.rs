@@ -5,10 +5,11 @@
 //! - each use of a key is in the audit log, with its result, before it has an effect;
 //! - of a provider's table of keys nothing older than what was seen once is believed ([`relied_on`]);
 //! - only a failure that may pass is tried again, within the deadline, and never one that might
-//!   have made something;
+//!   have made something; and a PIN that a token refused is not given again ([`pins`]);
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
 
 mod lifecycle;
+mod pins;
 mod relied_on;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::rights::Caller;
+use pins::Pins;
 use relied_on::ReliedOn;
 
 /// The key services as they are configured.
@@ -45,6 +47,7 @@ pub(crate) struct Keys {
     /// Where a provider's passphrase is read from, once per child.
     passphrase: Option<File>,
     audit: Audit,
+    pins: Pins,
     relied_on: ReliedOn,
 }
 
@@ -81,6 +84,7 @@ impl Keys {
         Self {
             child: KeyChild::new(&config.key_child, config.key_deadline),
             deadline: config.key_deadline,
+            pins: Pins::new(&config.providers),
             providers: config.providers.clone(),
             require_secretmem: config.require_secretmem,
             passphrase,
@@ -433,6 +437,11 @@ impl Keys {
             calls,
             relied_on: self.relied_on.of(key.provider()).await?,
         };
+        let turn = self.pins.turn(&batch.provider).await;
+        let turn = turn.map_err(|failure| Error::Key {
+            volume: None,
+            failure: Box::new(failure),
+        })?;
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         let mut before = None;
@@ -455,6 +464,9 @@ impl Keys {
                     key: key.clone(),
                     source: Box::new(source),
                 })?;
+                if let Some(turn) = turn {
+                    turn.end(&answer);
+                }
                 if let Some(table) = &answer.table {
                     self.relied_on.saw(key.provider(), table).await?;
                 }

@@ -29,6 +29,7 @@ use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
 use crate::local::clock::SystemClock;
 use crate::local::{self, Local, Opening};
+use crate::pkcs11::{self, Pkcs11};
 use crate::transit::{self, Transit};
 use crate::{KeyService, Refusal};
 
@@ -140,6 +141,7 @@ fn may_create(batch: &Batch) -> bool {
 fn needs(service: &Service, create: bool) -> Result<Needs, Refusal> {
     match service {
         Service::Local(service) => local::needs(service, create),
+        Service::Pkcs11(service) => pkcs11::needs(service),
         Service::Transit(service) => transit::needs(service),
     }
 }
@@ -190,6 +192,11 @@ fn execute(
             };
             run_calls(Local::open(opening, &memory), &memory, batch)?
         }
+        Service::Pkcs11(service) => run_calls(
+            Pkcs11::open(&batch.provider.name, service, &memory),
+            &memory,
+            batch,
+        )?,
         Service::Transit(service) => run_calls(
             Transit::open(&batch.provider.name, service, &needs.connect, &memory),
             &memory,

@@ -1,4 +1,4 @@
-//! What the key child may still do once it knows its batch: use the files and the server of its provider.
+//! What the key child may still do once it knows its batch: use the files, devices and servers of its provider.
 //!
 //! Landlock (landlock(7)) denies every other path, and with kernels that can, TCP to every other
 //! port, abstract Unix sockets and signals to others. Best effort, for it is a second wall: where the kernel knows
@@ -24,8 +24,14 @@ pub(crate) struct Needs {
     pub(crate) directories: Vec<PathBuf>,
     /// Files to read.
     pub(crate) files: Vec<PathBuf>,
+    /// Files and whole directories to read: what a module that is loaded needs.
+    pub(crate) read: Vec<PathBuf>,
+    /// Files, devices and whole directories to read and write in.
+    pub(crate) write: Vec<PathBuf>,
     /// Where to connect to. Landlock knows ports only: another host is not denied.
     pub(crate) connect: Vec<SocketAddr>,
+    /// Ports to connect to, on whichever host.
+    pub(crate) ports: Vec<u16>,
 }
 
 impl Needs {
@@ -33,7 +39,10 @@ impl Needs {
     pub(crate) const NOTHING: Self = Self {
         directories: Vec::new(),
         files: Vec::new(),
+        read: Vec::new(),
+        write: Vec::new(),
         connect: Vec::new(),
+        ports: Vec::new(),
     };
 }
 
@@ -56,19 +65,28 @@ pub(crate) fn confine(needs: &Needs) -> Result<Landlock, RulesetError> {
         .handle_access(AccessNet::from_all(RULES))?
         .scope(Scope::from_all(RULES))?
         .create()?;
+    let device: BitFlags<AccessFs> = AccessFs::IoctlDev.into();
     for (paths, access) in [
         (&needs.directories, files),
         (&needs.files, AccessFs::ReadFile.into()),
+        (&needs.read, AccessFs::ReadFile | AccessFs::ReadDir),
+        (&needs.write, files | device),
     ] {
         for path in paths {
             // The check of the provider that follows says what is wrong with a path.
-            if let Ok(path) = PathFd::new(path) {
-                rules = rules.add_rule(PathBeneath::new(path, access))?;
+            if let Ok(opened) = PathFd::new(path) {
+                let access = if path.is_dir() {
+                    access
+                } else {
+                    access & AccessFs::from_file(RULES)
+                };
+                rules = rules.add_rule(PathBeneath::new(opened, access))?;
             }
         }
     }
-    for address in &needs.connect {
-        rules = rules.add_rule(NetPort::new(address.port(), AccessNet::ConnectTcp))?;
+    let ports = needs.connect.iter().map(SocketAddr::port);
+    for port in ports.chain(needs.ports.iter().copied()) {
+        rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
     }
     Ok(match rules.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Landlock::Full,
@@ -112,6 +130,7 @@ mod tests {
             directories: vec![ours.path().to_owned()],
             files: vec![key.clone()],
             connect: vec![server.local_addr().unwrap()],
+            ..Needs::NOTHING
         };
 
         let (level, (allowed, denied)) = confined(&needs, || {

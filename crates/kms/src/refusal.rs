@@ -147,7 +147,7 @@ pub enum Refusal {
 }
 
 /// A refusal by a key service elsewhere, which has its own words for it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{subject}: {reason}")]
 pub struct Remote {
     /// What it means here.

@@ -41,6 +41,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::confinement::Needs;
+use crate::credential::read;
 use crate::refusal::Remote;
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use answer::{Capabilities, Ciphertext, Key, Login, Names, Plaintext, Reply, verdict};
@@ -211,16 +212,13 @@ impl Transit {
             return Ok(token.clone());
         }
         let token = match credential {
-            Credential::TokenFile(path) => credential::header(&credential::read(path)?),
+            Credential::TokenFile(path) => credential::header(&read(path)?),
             Credential::Approle {
                 mount,
                 role_id_file,
                 secret_id_file,
             } => {
-                let (role_id, secret_id) = (
-                    credential::read(role_id_file)?,
-                    credential::read(secret_id_file)?,
-                );
+                let (role_id, secret_id) = (read(role_id_file)?, read(secret_id_file)?);
                 self.log_in(mount, &role_id, &secret_id).await?
             }
         };

@@ -35,7 +35,7 @@ pub struct Key {
     pub version: u32,
     /// `enabled`, `disabled`, `pending-deletion` or `pending-import`.
     pub state: String,
-    /// When it was made.
+    /// When it was made; empty if its key service does not tell.
     #[serde(default)]
     pub created: String,
     /// All its versions, the oldest first.

@@ -118,11 +118,15 @@ pub const LOCKED_MEMORY_UNAVAILABLE: &str = "LockedMemoryUnavailable";
 /// [`FailureClass::Transient`], because it says nothing about the key; but no repetition helps.
 pub const UNTRUSTED_SERVER: &str = "UntrustedServer";
 
+/// What a provider calls it when a token takes no PIN any more, or would not after another wrong one. Of the class
+/// [`FailureClass::Transient`], because it says nothing about the key; but no repetition helps.
+pub const PIN_LOCKED: &str = "CKR_PIN_LOCKED";
+
 impl KeyFailure {
     /// Whether the same call may succeed a little later, without anybody changing anything here.
     #[must_use]
     pub fn may_pass(&self) -> bool {
-        let lasting = [LOCKED_MEMORY_UNAVAILABLE, UNTRUSTED_SERVER];
+        let lasting = [LOCKED_MEMORY_UNAVAILABLE, PIN_LOCKED, UNTRUSTED_SERVER];
         self.class == FailureClass::Transient && !lasting.contains(&self.provider_error.as_str())
     }
 }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
 use super::lifecycle::{KeyChange, KeyState, Lifecycle, TableState, Tended};
+use super::pkcs11::Pkcs11Service;
 use super::transit::TransitService;
 
 /// Version of these messages. Daemon and child come from one build; another number is refused.
@@ -97,8 +98,21 @@ pub struct Provider {
 pub enum Service {
     /// Keys in an SQLite file on this host, sealed by a master key.
     Local(LocalService),
+    /// A token that a PKCS #11 module reaches.
+    Pkcs11(Pkcs11Service),
     /// The transit engine of an OpenBao or HashiCorp Vault server.
     Transit(TransitService),
+}
+
+impl Service {
+    /// What the child finds in its environment; never a secret.
+    pub fn environment(&self) -> impl Iterator<Item = (&String, &String)> {
+        let environment = match self {
+            Self::Pkcs11(service) => Some(&service.environment),
+            Self::Local(_) | Self::Transit(_) => None,
+        };
+        environment.into_iter().flatten()
+    }
 }
 
 /// Configuration of the `local` provider. Paths are absolute.

@@ -173,10 +173,19 @@ impl Daemon {
 /// How often the running time is counted: what is lost of it at a restart.
 const TEND: Duration = Duration::from_secs(3600);
 
+/// Empty where the key service tells no time.
+fn moment(seconds: u64) -> String {
+    if seconds == 0 {
+        String::new()
+    } else {
+        rfc3339(seconds)
+    }
+}
+
 fn described(provider: &str, description: &KeyDescription) -> api::Key {
     let versions = description.versions.iter().map(|version| api::KeyVersion {
         version: version.version,
-        created: rfc3339(version.created),
+        created: moment(version.created),
     });
     let versions: Vec<_> = versions.collect();
     let lifecycle = &description.lifecycle;
@@ -185,7 +194,7 @@ fn described(provider: &str, description: &KeyDescription) -> api::Key {
         key_id: description.key_id.clone(),
         version: versions.last().map_or(0, |version| version.version),
         state: description.state.as_str().to_owned(),
-        created: rfc3339(description.created),
+        created: moment(description.created),
         versions,
         creates_without_plaintext: description.creates_without_plaintext,
         rotation_days: lifecycle.rotation_days,

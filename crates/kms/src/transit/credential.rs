@@ -1,85 +1,15 @@
-//! The secrets by which the child is known to the server: files, read once for a batch.
+//! What is said to the server with a secret in it: a token's header, an AppRole's login.
 //!
-//! What always holds: a secret is read only if nobody else could have read or changed it; it is wiped after use, marked
-//! sensitive where it stands in a header, and in no message.
-
-use std::fs::Metadata;
-use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+//! What always holds: a secret is marked sensitive where it stands in a header, and in no message.
 
 use hyper::header::HeaderValue;
-use rustix::process::geteuid;
-use zeroize::{Zeroize as _, Zeroizing};
-
-use crate::Refusal;
-use crate::local::place;
-
-/// Most bytes of a secret: OpenBao's longest tokens have some hundred.
-const SECRET_MAX: u64 = 8192;
-
-/// The text of a file, without the white space around it.
-pub(super) fn read(path: &Path) -> Result<Zeroizing<String>, Refusal> {
-    let unreadable = |source: io::Error| Refusal::CredentialMissing {
-        path: path.to_owned(),
-        reason: source.to_string(),
-    };
-    let unusable = |reason: &str| Refusal::CredentialMissing {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    };
-    place::parent(path)?;
-    let (file, found) = place::open_to_read(path).map_err(unreadable)?;
-    check(path, &found)?;
-    // Never grows, so no copy of it stays behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(
-        1 + usize::try_from(SECRET_MAX).unwrap_or(0),
-    ));
-    file.take(SECRET_MAX + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
-    if bytes.len() as u64 > SECRET_MAX {
-        return Err(unusable("is too long for a credential"));
-    }
-    let text = str::from_utf8(&bytes)
-        .map_err(|_| unusable("is not text"))?
-        .trim();
-    if text.is_empty() {
-        return Err(unusable("is empty"));
-    }
-    if !text.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(unusable("has something else in it than one credential"));
-    }
-    Ok(Zeroizing::new(text.to_owned()))
-}
+use zeroize::Zeroize as _;
 
 /// A token as a header has it.
 pub(super) fn header(token: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(token).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-/// A regular file of ours with no access for others, or one of root's that our group may read.
-fn check(path: &Path, found: &Metadata) -> Result<(), Refusal> {
-    let (owner, us) = (found.uid(), geteuid().as_raw());
-    let forbidden = if owner == 0 && us != 0 { 0o037 } else { 0o077 };
-    let reason = if !found.is_file() {
-        "is not a regular file".to_owned()
-    } else if owner != us && owner != 0 {
-        format!("belongs to user {owner}, not to user {us} or root")
-    } else if found.mode() & forbidden != 0 {
-        format!(
-            "has mode {:04o}: others have access to it",
-            found.mode() & 0o7777
-        )
-    } else {
-        return Ok(());
-    };
-    Err(Refusal::UnsafePlace {
-        path: path.to_owned(),
-        reason,
-    })
 }
 
 /// `{"role_id":…,"secret_id":…}`: both are printable ASCII; a quote or backslash in them is none that a server made.

@@ -24,6 +24,10 @@ pub(crate) trait Subject {
     fn enable(&self, key: &str);
     /// Takes it away for ever.
     fn destroy(&self, key: &str);
+    /// Whether it knows when a key was made.
+    fn tells_age(&self) -> bool {
+        true
+    }
 }
 
 impl Subject for Place {
