@@ -24,4 +24,5 @@ pub mod resident;
 pub mod serial;
 pub mod softhsm;
 pub mod superblock;
+pub mod swtpm;
 pub mod victim;

@@ -119,7 +119,7 @@ impl SoftHsm {
         std::fs::rename(self.directory.path().join("away"), self.tokens()).expect("moved");
     }
 
-    /// What an operator does with another program than ours; `script` is `token.py`.
+    /// What an operator does with another program than ours; `script` is `operate_token.py`.
     ///
     /// # Panics
     /// If it fails.

@@ -10,6 +10,7 @@ use sealvol_tests::outcome::Outcome;
 use sealvol_tests::pattern;
 use sealvol_tests::place::Place;
 use sealvol_tests::softhsm::{MODULE, SoftHsm, TOKEN};
+use sealvol_tests::swtpm::Swtpm;
 use serde_json::Value;
 
 const SIZE: usize = 4 << 20;
@@ -233,6 +234,48 @@ fn a_configuration_that_does_not_say_what_one_pin_means_is_refused() {
     assert_eq!(status["key_services"][0]["kind"], "pkcs11");
     assert_eq!(
         status["key_services"][0]["single_credential"],
+        Value::Bool(true)
+    );
+}
+
+#[test]
+fn volumes_live_under_a_tpms_keys_as_long_as_the_machine_is_in_the_state_they_were_sealed_to() {
+    let (place, mut tpm) = (Place::new(), Swtpm::start());
+    let text = format!(
+        "key-deadline-s = 4\n[providers.tpm]\ntype = \"tpm2\"\ndevice = {}\ndirectory = {}\npcrs = [0, 7]\nsingle-credential = true\n",
+        quoted(&tpm.socket()),
+        quoted(&place.state().join("tpm"))
+    );
+    std::fs::write(place.file("sealvold.toml"), text).expect("a configuration");
+    let daemon = start(&place);
+    daemon
+        .sealvol(&["key", "create", "tpm:volumes"])
+        .succeeded();
+    daemon.sealvol(&create("v", "tpm:volumes")).succeeded();
+    daemon.attach("v");
+    let mut content = pattern::bytes(1, 1 << 20);
+    daemon.write("v", 0, &content);
+    content.resize(SIZE, 0);
+    daemon.detach("v");
+    daemon.attach("v");
+    assert_eq!(daemon.content("v"), content);
+
+    // What is attached is attached; the next attach is refused.
+    tpm.extend(7);
+    assert_eq!(daemon.content("v"), content);
+    daemon.detach("v");
+    attach(&daemon).failed_with(3, &["TPM_RC_POLICY_FAIL", "sealed to"]);
+    let key = daemon.sealvol_json(&["key", "show", "tpm:volumes"]);
+    assert_eq!(key["state"], "disabled");
+    tpm.switch_off();
+    attach(&daemon).failed_with(1, &["tpm:", "device"]);
+    tpm.switch_on();
+    attach(&daemon).succeeded();
+    assert_eq!(daemon.content("v"), content);
+    let status = daemon.sealvol_json(&["status"]);
+    assert_eq!(status["key_services"][1]["kind"], "tpm2");
+    assert_eq!(
+        status["key_services"][1]["single_credential"],
         Value::Bool(true)
     );
 }

@@ -25,6 +25,7 @@ pub mod frame;
 mod lifecycle;
 pub mod message;
 mod pkcs11;
+mod tpm2;
 mod transit;
 
 use std::io;
@@ -51,6 +52,7 @@ pub use message::{
     WRAPPED_MAX, Wrapped,
 };
 pub use pkcs11::{Pkcs11Service, WrapMechanism};
+pub use tpm2::{PcrBank, Tpm2Service};
 pub use transit::{Address, Credential, TransitService};
 
 use frame::FrameError;

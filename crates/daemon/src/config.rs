@@ -41,6 +41,12 @@
 //! environment = { SOFTHSM2_CONF = "/etc/softhsm/softhsm2.conf" }
 //! read = ["/etc/softhsm/softhsm2.conf"]   # what the module reads, besides libraries
 //! write = ["/var/lib/softhsm/tokens"]     # ... and writes
+//!
+//! [providers.tpm]                         # this machine's TPM; its keys are `tpm:NAME`
+//! type = "tpm2"
+//! directory = "/var/lib/sealvol/tpm"
+//! pcrs = [7]                              # what new keys are sealed to
+//! single-credential = true
 //! ```
 
 use std::collections::BTreeMap;
@@ -436,6 +442,7 @@ mod tests {
             panic!("{:?}", config.providers);
         };
         assert_eq!((hsm.write.len(), hsm.mechanism), (1, None));
+        assert!(matches!(config.providers["tpm"].service, Service::Tpm2(_)));
         assert_eq!(config.nbd_allow, Some(vec![107]));
         assert_eq!(
             config.rights.create,

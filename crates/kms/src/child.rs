@@ -30,6 +30,7 @@ use crate::confinement::{self, Needs};
 use crate::local::clock::SystemClock;
 use crate::local::{self, Local, Opening};
 use crate::pkcs11::{self, Pkcs11};
+use crate::tpm2::{self, Tpm2};
 use crate::transit::{self, Transit};
 use crate::{KeyService, Refusal};
 
@@ -127,10 +128,12 @@ fn sockets() -> Result<(UnixStream, UnixStream), ChildError> {
 /// Whether this batch may make what is missing: the operator asked for a key, and the configuration
 /// allows it.
 fn may_create(batch: &Batch) -> bool {
-    let Service::Local(service) = &batch.provider.service else {
-        return false;
+    let allowed = match &batch.provider.service {
+        Service::Local(service) => service.create,
+        Service::Tpm2(_) => true,
+        Service::Pkcs11(_) | Service::Transit(_) => false,
     };
-    service.create
+    allowed
         && batch.right == Right::Administer
         && batch
             .calls
@@ -142,6 +145,7 @@ fn needs(service: &Service, create: bool) -> Result<Needs, Refusal> {
     match service {
         Service::Local(service) => local::needs(service, create),
         Service::Pkcs11(service) => pkcs11::needs(service),
+        Service::Tpm2(service) => tpm2::needs(service, create),
         Service::Transit(service) => transit::needs(service),
     }
 }
@@ -197,6 +201,10 @@ fn execute(
             &memory,
             batch,
         )?,
+        Service::Tpm2(service) => {
+            let opened = Tpm2::new(&batch.provider.name, service, &memory);
+            run_calls(Ok(opened), &memory, batch)?
+        }
         Service::Transit(service) => run_calls(
             Transit::open(&batch.provider.name, service, &needs.connect, &memory),
             &memory,

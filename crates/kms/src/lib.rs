@@ -2,7 +2,7 @@
 //!
 //! A key service holds key-encryption keys and wraps volume keys with them. [`KeyService`] is what
 //! each provider implements; [`local`] is the one that is always there, [`transit`] asks an OpenBao
-//! or Vault server, [`pkcs11`] a hardware token. They run in `sealvol-keys`,
+//! or Vault server, [`pkcs11`] a hardware token, [`tpm2`] a TPM. They run in `sealvol-keys`,
 //! a child of the daemon that carries out one batch of calls and exits ([`child`]): the daemon links
 //! none of this.
 //!
@@ -32,6 +32,7 @@ mod credential;
 pub mod local;
 pub mod pkcs11;
 mod refusal;
+pub mod tpm2;
 pub mod transit;
 
 use std::future::Future;

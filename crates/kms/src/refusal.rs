@@ -106,6 +106,8 @@ pub enum Refusal {
     RotatedTooOften { key: String },
     #[error(transparent)]
     Remote(#[from] Remote),
+    #[error("sealed key {}: damaged: {reason}", path.display())]
+    SealedKeyDamaged { path: PathBuf, reason: String },
     #[error("key service {server}: {reason}")]
     ServerAway { server: String, reason: String },
     #[error("{}: {source}", path.display())]
@@ -318,6 +320,11 @@ impl Refusal {
                 "let it rotate by itself: sealvol key rotation; or create another key",
             ),
             Self::Remote(remote) => (remote.class, &remote.said, remote.next_step),
+            Self::SealedKeyDamaged { .. } => (
+                KeyUnusable,
+                "SealedKeyDamaged",
+                "restore the file from a backup",
+            ),
             Self::ServerAway { .. } => (
                 Transient,
                 "DependencyTimeoutException",

@@ -70,9 +70,9 @@ pub struct KeyMemoryStatus {
 pub struct KeyServiceStatus {
     /// What key references call it.
     pub name: String,
-    /// `local`, `pkcs11` or `transit`.
+    /// `local`, `pkcs11`, `tpm2` or `transit`.
     pub kind: String,
-    /// Its database, token or address.
+    /// Its database, token, device or address.
     pub at: String,
     /// The credential that makes volumes can open them, too: the configuration allows it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -97,13 +97,14 @@ impl KeyFailure {
 }
 
 /// What the embedded key service calls it when its own files are the trouble: that says nothing about any key.
-const OF_THE_SERVICE: [&str; 10] = [
+const OF_THE_SERVICE: [&str; 11] = [
     "DatabaseDamaged",
     "MasterKeyUnavailable",
     "NewerFormat",
     "NoDatabase",
     "NoDirectory",
     "OtherDatabase",
+    "SealedKeyDamaged",
     "TableChanged",
     "TableRolledBack",
     "UnsafePlace",

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::KeyFailure;
 use super::lifecycle::{KeyChange, KeyState, Lifecycle, TableState, Tended};
 use super::pkcs11::Pkcs11Service;
+use super::tpm2::Tpm2Service;
 use super::transit::TransitService;
 
 /// Version of these messages. Daemon and child come from one build; another number is refused.
@@ -100,6 +101,8 @@ pub enum Service {
     Local(LocalService),
     /// A token that a PKCS #11 module reaches.
     Pkcs11(Pkcs11Service),
+    /// Keys sealed in a TPM 2.0.
+    Tpm2(Tpm2Service),
     /// The transit engine of an OpenBao or HashiCorp Vault server.
     Transit(TransitService),
 }
@@ -109,7 +112,7 @@ impl Service {
     pub fn environment(&self) -> impl Iterator<Item = (&String, &String)> {
         let environment = match self {
             Self::Pkcs11(service) => Some(&service.environment),
-            Self::Local(_) | Self::Transit(_) => None,
+            Self::Local(_) | Self::Tpm2(_) | Self::Transit(_) => None,
         };
         environment.into_iter().flatten()
     }

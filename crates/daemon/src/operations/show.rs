@@ -302,6 +302,11 @@ fn key_service(provider: &Provider) -> api::KeyServiceStatus {
     let (kind, at, single_credential) = match &provider.service {
         Service::Local(local) => ("local", local.database.display().to_string(), false),
         Service::Pkcs11(token) => ("pkcs11", token.token.clone(), token.single_credential),
+        Service::Tpm2(tpm) => (
+            "tpm2",
+            tpm.device.display().to_string(),
+            tpm.single_credential,
+        ),
         Service::Transit(transit) => (
             "transit",
             transit.address.to_string(),

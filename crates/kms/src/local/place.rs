@@ -17,7 +17,7 @@ use crate::Refusal;
 
 /// The directory of `path` with all links resolved, after a check that only its owner (us or root)
 /// can change what is in it.
-pub(super) fn trusted_directory(path: &Path) -> Result<PathBuf, Refusal> {
+pub(crate) fn trusted_directory(path: &Path) -> Result<PathBuf, Refusal> {
     let directory = parent(path)?;
     let directory = directory
         .canonicalize()
@@ -45,7 +45,7 @@ pub(super) fn trusted_directory(path: &Path) -> Result<PathBuf, Refusal> {
 }
 
 /// Makes the directory of `path` with mode 0700 if it is not there; not those above it.
-pub(super) fn create_directory(path: &Path) -> Result<(), Refusal> {
+pub(crate) fn create_directory(path: &Path) -> Result<(), Refusal> {
     let directory = parent(path)?;
     match DirBuilder::new().mode(0o700).create(directory) {
         Ok(()) => directory.parent().map_or(Ok(()), sync_directory),
@@ -76,7 +76,7 @@ pub(crate) fn open_to_read(path: &Path) -> io::Result<(File, Metadata)> {
 }
 
 /// Checks that a file is regular, ours, and closed to everybody else.
-pub(super) fn check_private(path: &Path, found: &Metadata) -> Result<(), Refusal> {
+pub(crate) fn check_private(path: &Path, found: &Metadata) -> Result<(), Refusal> {
     if !found.is_file() {
         return Err(unsafe_place(path, "is not a regular file".to_owned()));
     }
@@ -98,7 +98,7 @@ pub(super) fn check_private(path: &Path, found: &Metadata) -> Result<(), Refusal
 }
 
 /// Makes an empty file with mode 0600; an error of kind `AlreadyExists` if there is one.
-pub(super) fn create_private(path: &Path) -> io::Result<File> {
+pub(crate) fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -107,7 +107,7 @@ pub(super) fn create_private(path: &Path) -> io::Result<File> {
 }
 
 /// Makes the names in a directory durable.
-pub(super) fn sync_directory(directory: &Path) -> Result<(), Refusal> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), Refusal> {
     File::open(directory)
         .and_then(|directory| directory.sync_all())
         .map_err(|source| Refusal::system(directory, source))

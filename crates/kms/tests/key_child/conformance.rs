@@ -1,5 +1,5 @@
 //! What every key service promises, asked of each provider: `local` by its database, `transit` by a real OpenBao server,
-//! `pkcs11` by a SoftHSM token, with AES-GCM and without.
+//! `pkcs11` by a SoftHSM token, with AES-GCM and without, `tpm2` by swtpm.
 
 use std::io::Read as _;
 
@@ -10,6 +10,7 @@ use crate::bao::Bao;
 use crate::hsm::Hsm;
 use crate::place::{Place, context, generate, memory, rewrap, unwrap};
 use crate::subject::{Subject, answer, call, class, opened, wrapped};
+use crate::tpm::Tpm;
 
 const TAMPER: FailureClass = FailureClass::WrongKeyOrTamper;
 
@@ -24,6 +25,9 @@ macro_rules! every_provider {
         }
         mod pkcs11_without_gcm {
             $(#[tokio::test] async fn $name() { super::$name(&super::Hsm::without_gcm().await).await })*
+        }
+        mod tpm2 {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Tpm::start().await).await })*
         }
         mod transit {
             $(#[tokio::test] async fn $name() { super::$name(&super::Bao::start()).await })*

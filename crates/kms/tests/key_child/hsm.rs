@@ -105,5 +105,5 @@ pub(crate) fn provider(service: Pkcs11Service) -> Provider {
 }
 
 pub(crate) fn script() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/token.py")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/operate_token.py")
 }

@@ -17,6 +17,11 @@ mod secrecy;
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod softhsm;
 mod subject;
+#[path = "../../../../tests/src/swtpm.rs"]
+#[allow(unreachable_pub, reason = "it is public where it comes from")]
+mod swtpm;
 mod table;
+mod tpm;
+mod tpm2;
 mod transit;
 mod wire;

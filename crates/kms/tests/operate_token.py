@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """A token without sealvol, by its PKCS #11 module and ctypes: what an operator can do to a key, and the way to a volume key.
 
-    token.py --module M.so --token LABEL --pin-file F allow KEY encrypt,decrypt yes|no
-    token.py ... destroy KEY
-    token.py ... exposed KEY                        makes KEY as one that can be taken out
-    token.py ... twin KEY                           makes another KEY of the same label
-    token.py ... open KEY --context JSON BLOB > volume.key
+    operate_token.py --module M.so --token LABEL --pin-file F allow KEY encrypt,decrypt yes|no
+    operate_token.py ... destroy KEY
+    operate_token.py ... exposed KEY                        makes KEY as one that can be taken out
+    operate_token.py ... twin KEY                           makes another KEY of the same label
+    operate_token.py ... open KEY --context JSON BLOB > volume.key
 
 BLOB is a file with the wrapped key as the volume's metadata holds it. The format is described in PKCS11.md.
 """

@@ -1,0 +1,173 @@
+//! What a TPM's response codes mean here: the one table of them [TPM 2.0 Library, part 2, 6.6].
+//!
+//! What always holds: whatever is not known is [`FailureClass::Transient`]; only what speaks of a key, its policy or the
+//! right to it is taken for a word about them.
+
+use std::io;
+
+use sealvol_control::keychild::FailureClass;
+use sealvol_crypto::KeyError;
+
+use super::device::Failure;
+use crate::Refusal;
+use crate::refusal::Remote;
+
+/// What a code is: without the number of the parameter, handle or session that it is about.
+fn kind(code: u32) -> u32 {
+    const FORMAT_ONE: u32 = 0x80;
+    if code & FORMAT_ONE == 0 {
+        code
+    } else {
+        code & 0xBF
+    }
+}
+
+/// Class, name and next step.
+fn verdict(code: u32) -> (FailureClass, &'static str, &'static str) {
+    use FailureClass::{CallerBug, KeyUnusable, NotPermitted, Transient};
+    match kind(code) {
+        0x9D => (
+            KeyUnusable,
+            "TPM_RC_POLICY_FAIL",
+            "this machine is not in the state that the key was sealed to: boot it as it was then, or open the volumes with \
+             another key",
+        ),
+        0x126 => (
+            KeyUnusable,
+            "TPM_RC_POLICY",
+            "the counter that the key was sealed with was moved on: the key opens no more",
+        ),
+        0x9F | 0x92 | 0x95 => (
+            KeyUnusable,
+            "TPM_RC_INTEGRITY",
+            "the key was sealed by another TPM, under another parent, before this one was cleared, or its file was changed: \
+             go back to what it was sealed by, or open the volumes with another key",
+        ),
+        0x8B => (
+            KeyUnusable,
+            "TPM_RC_HANDLE",
+            "there is nothing at that handle: see `parent` and `counter` in the configuration",
+        ),
+        0x8E | 0xA2 => (
+            NotPermitted,
+            "TPM_RC_AUTH_FAIL",
+            "the owner's password is set: make the storage primary key persistent without a password, and name it as `parent`",
+        ),
+        0x85 | 0x12F => (
+            NotPermitted,
+            "TPM_RC_HIERARCHY",
+            "enable the TPM's owner hierarchy in the firmware's settings",
+        ),
+        0x84 | 0x8A | 0x83 | 0x143 => (
+            CallerBug,
+            "TPM_RC_VALUE",
+            "the TPM does not do this: see `bank` and `pcrs` in the configuration",
+        ),
+        0x921 => (
+            Transient,
+            "TPM_RC_LOCKOUT",
+            "somebody gave the TPM wrong passwords: wait, or tpm2_dictionarylockout -c",
+        ),
+        0x100 => (
+            Transient,
+            "TPM_RC_INITIALIZE",
+            "the TPM was not started: the firmware, or tpm2_startup, does",
+        ),
+        0x902..=0x906 => (
+            Transient,
+            "TPM_RC_MEMORY",
+            "others hold the TPM's places: use the device with the resource manager, /dev/tpmrm0",
+        ),
+        _ => (
+            Transient,
+            "TPM_RC",
+            "see what the TPM says by tpm2_rc_decode, and the kernel's log",
+        ),
+    }
+}
+
+/// The refusal of `subject` that a failure is.
+pub(super) fn refused(failure: Failure, subject: String) -> Refusal {
+    let (class, said, reason, next_step) = match failure {
+        Failure::Code(code, command) => {
+            let (class, name, next_step) = verdict(code);
+            let reason = format!("{command}: {name} (0x{code:x})");
+            (class, name.to_owned(), reason, next_step)
+        }
+        Failure::Key(KeyError::Locked(error)) => return error.into(),
+        Failure::Key(error) => (
+            FailureClass::WrongKeyOrTamper,
+            "KeyMaterialChanged".to_owned(),
+            format!("what was sealed is no key: {error}"),
+            "find out who changed the file of the key",
+        ),
+        Failure::Io(error) if error.kind() == io::ErrorKind::PermissionDenied => (
+            FailureClass::NotPermitted,
+            "DeviceForbidden".to_owned(),
+            error.to_string(),
+            "let the daemon's user use the device: on Debian the group tss may",
+        ),
+        Failure::Io(error) => (
+            FailureClass::Transient,
+            "DeviceMissing".to_owned(),
+            error.to_string(),
+            "see whether the TPM is there and enabled in the firmware: `device` in the configuration names it",
+        ),
+        Failure::Nonsense(what) => (
+            FailureClass::Transient,
+            "TPM_RC".to_owned(),
+            format!("it gives {what}"),
+            "see whether what answers at `device` is a TPM 2.0",
+        ),
+    };
+    Refusal::Remote(Remote {
+        class,
+        said,
+        subject,
+        reason,
+        next_step,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use FailureClass::{CallerBug, KeyUnusable, NotPermitted, Transient};
+
+    use super::*;
+
+    #[test]
+    fn each_response_code_has_its_class_whatever_it_is_about() {
+        for (code, name, class) in [
+            (0x99D, "TPM_RC_POLICY_FAIL", KeyUnusable), // session 1, as a changed register gives
+            (0x126, "TPM_RC_POLICY", KeyUnusable),
+            (0x1DF, "TPM_RC_INTEGRITY", KeyUnusable), // parameter 1, as after a clear
+            (0x18B, "TPM_RC_HANDLE", KeyUnusable),
+            (0x98E, "TPM_RC_AUTH_FAIL", NotPermitted),
+            (0x9A2, "TPM_RC_AUTH_FAIL", NotPermitted),
+            (0x185, "TPM_RC_HIERARCHY", NotPermitted),
+            (0x1C4, "TPM_RC_VALUE", CallerBug),
+            (0x921, "TPM_RC_LOCKOUT", Transient),
+            (0x902, "TPM_RC_MEMORY", Transient),
+            (0x905, "TPM_RC_MEMORY", Transient),
+            (0x100, "TPM_RC_INITIALIZE", Transient),
+            (0x922, "TPM_RC", Transient),
+            (0x128, "TPM_RC", Transient),
+            (0x101, "TPM_RC", Transient),
+        ] {
+            let refusal = refused(Failure::Code(code, "TPM2_Unseal"), "key tpm:k".to_owned());
+            let Refusal::Remote(remote) = refusal else {
+                panic!("{refusal}");
+            };
+            assert_eq!(
+                (remote.class, remote.said.as_str()),
+                (class, name),
+                "0x{code:x}"
+            );
+            assert!(
+                remote.reason.contains(&format!("0x{code:x}")),
+                "{}",
+                remote.reason
+            );
+        }
+    }
+}
