@@ -71,6 +71,8 @@ pub struct Pkcs11 {
     provider: String,
     service: Pkcs11Service,
     memory: Arc<KeyMemory>,
+    /// The module's file, with all links resolved.
+    module: PathBuf,
     pin: AuthPin,
     /// What became of the one attempt to log in.
     token: OnceCell<Result<Token, Remote>>,
@@ -96,17 +98,19 @@ impl Pkcs11 {
     /// The provider `name`. Loads no module yet.
     ///
     /// # Errors
-    /// When the PIN cannot be read, or others could have read or changed it.
+    /// When the PIN cannot be read, or others could have read or changed it or the module.
     pub fn open(
         name: &str,
         service: &Pkcs11Service,
         memory: &Arc<KeyMemory>,
     ) -> Result<Self, Refusal> {
+        let module = token::trusted_module(&service.module)?;
         let pin = credential::read(&service.pin_file)?;
         Ok(Self {
             provider: name.to_owned(),
             service: service.clone(),
             memory: Arc::clone(memory),
+            module,
             pin: AuthPin::new(pin.as_str().into()),
             token: OnceCell::new(),
         })
@@ -116,7 +120,7 @@ impl Pkcs11 {
     fn token(&self) -> Result<&Token, Refusal> {
         let opened = self
             .token
-            .get_or_init(|| Token::open(&self.service, &self.provider, &self.pin));
+            .get_or_init(|| Token::open(&self.service, &self.module, &self.provider, &self.pin));
         opened.as_ref().map_err(|remote| remote.clone().into())
     }
 

@@ -79,15 +79,24 @@ impl Tpm2 {
 
     /// The key that `key` names, by id or name.
     fn find(&self, key: &str) -> Result<(String, Sealed), Refusal> {
-        let id = Uuid::try_parse(key).ok().filter(|id| id.to_string() == key);
-        let keys = sealed::all(&self.service.directory)?;
-        let named =
-            |(name, sealed): &(String, Sealed)| id.map_or(name == key, |id| sealed.id == id);
-        keys.into_iter()
-            .find(named)
-            .ok_or_else(|| Refusal::UnknownKey {
-                key: self.reference(key),
-            })
+        let unknown = || Refusal::UnknownKey {
+            key: self.reference(key),
+        };
+        let directory = &self.service.directory;
+        let Some(id) = Uuid::try_parse(key).ok().filter(|id| id.to_string() == key) else {
+            let sealed = sealed::named(directory, key)?.ok_or_else(unknown)?;
+            return Ok((key.to_owned(), sealed));
+        };
+        let mut damaged = None;
+        for (name, sealed) in sealed::all(directory)? {
+            match sealed {
+                Ok(sealed) if sealed.id == id => return Ok((name, sealed)),
+                Ok(_) => {}
+                Err(refusal) => damaged = Some(refusal),
+            }
+        }
+        // A damaged one may be it: then it is not gone.
+        Err(damaged.unwrap_or_else(unknown))
     }
 
     /// Asks the TPM, and takes out of it again what was put there.
@@ -287,7 +296,7 @@ impl KeyService for Tpm2 {
     async fn list_keys(&self) -> Result<Vec<KeyDescription>, Refusal> {
         let keys = sealed::all(&self.service.directory)?;
         keys.into_iter()
-            .map(|(name, sealed)| self.described(name, &sealed))
+            .map(|(name, sealed)| self.described(name, &sealed?))
             .collect()
     }
 

@@ -23,9 +23,6 @@ use crate::refusal::Remote;
 /// Bytes of the keys that wrap.
 const KEY_BYTES: usize = 32;
 
-/// Most links from `module` to the file itself.
-const DIRECTORIES_MAX: usize = 64;
-
 /// A token that is logged in to.
 pub(super) struct Token {
     pub(super) session: Session,
@@ -44,9 +41,10 @@ pub(super) struct Found {
 }
 
 impl Token {
-    /// Loads the module and logs in.
+    /// Loads `module`, which [`trusted_module`] gave, and logs in.
     pub(super) fn open(
         service: &Pkcs11Service,
+        module: &Path,
         provider: &str,
         pin: &AuthPin,
     ) -> Result<Self, Remote> {
@@ -54,7 +52,7 @@ impl Token {
         let failed = |error: Error| refused(&error, &subject);
         let wanted = Pkcs11Uri::parse(&service.token)
             .map_err(|error| unusable(&subject, error.to_string()))?;
-        let module = Module::new(&service.module).map_err(failed)?;
+        let module = Module::new(module).map_err(failed)?;
         module
             .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
             .map_err(failed)?;
@@ -239,7 +237,7 @@ fn unusable(subject: &str, reason: String) -> Remote {
 pub(super) fn trusted_module(path: &Path) -> Result<PathBuf, Refusal> {
     let system = |path: &Path, source| Refusal::system(path, source);
     let module = path.canonicalize().map_err(|source| system(path, source))?;
-    for (number, part) in module.ancestors().take(DIRECTORIES_MAX).enumerate() {
+    for (number, part) in module.ancestors().enumerate() {
         let found = part.metadata().map_err(|source| system(part, source))?;
         let sticky = found.is_dir() && found.mode() & 0o1000 != 0;
         let reason = if number == 0 && !found.is_file() {

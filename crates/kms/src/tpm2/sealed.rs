@@ -81,8 +81,18 @@ impl Sealed {
     }
 }
 
-/// The keys in a directory, by name.
-pub(super) fn all(directory: &Path) -> Result<Vec<(String, Sealed)>, Refusal> {
+/// The key of that name, if there is one.
+pub(super) fn named(directory: &Path, name: &str) -> Result<Option<Sealed>, Refusal> {
+    let directory = place::trusted_directory(&directory.join("any"))?;
+    let path = file(&directory, name);
+    if !is_name(name) || path.symlink_metadata().is_err() {
+        return Ok(None);
+    }
+    read(&path).map(Some)
+}
+
+/// The keys in a directory, by name; one that is damaged is none of the others' business.
+pub(super) fn all(directory: &Path) -> Result<Vec<(String, Result<Sealed, Refusal>)>, Refusal> {
     let directory = place::trusted_directory(&directory.join("any"))?;
     let system = |source| Refusal::system(&directory, source);
     let mut keys = Vec::new();
@@ -93,7 +103,7 @@ pub(super) fn all(directory: &Path) -> Result<Vec<(String, Sealed)>, Refusal> {
             continue;
         };
         if is_name(name) {
-            keys.push((name.to_owned(), read(&path)?));
+            keys.push((name.to_owned(), read(&path)));
         }
     }
     keys.sort_by(|a, b| a.0.cmp(&b.0));

@@ -22,65 +22,88 @@ fn kind(code: u32) -> u32 {
     }
 }
 
-/// Class, name and next step.
-fn verdict(code: u32) -> (FailureClass, &'static str, &'static str) {
+/// The specification's name.
+fn name(code: u32) -> &'static str {
+    match kind(code) {
+        0x82 => "TPM_RC_ATTRIBUTES",
+        0x83 => "TPM_RC_HASH",
+        0x84 => "TPM_RC_VALUE",
+        0x85 => "TPM_RC_HIERARCHY",
+        0x8A => "TPM_RC_TYPE",
+        0x8B => "TPM_RC_HANDLE",
+        0x8E => "TPM_RC_AUTH_FAIL",
+        0x92 => "TPM_RC_SCHEME",
+        0x95 => "TPM_RC_SIZE",
+        0x9A => "TPM_RC_INSUFFICIENT",
+        0x9D => "TPM_RC_POLICY_FAIL",
+        0x9F => "TPM_RC_INTEGRITY",
+        0xA2 => "TPM_RC_BAD_AUTH",
+        0xA5 => "TPM_RC_BINDING",
+        0x100 => "TPM_RC_INITIALIZE",
+        0x101 => "TPM_RC_FAILURE",
+        0x126 => "TPM_RC_POLICY",
+        0x128 => "TPM_RC_PCR_CHANGED",
+        0x12F => "TPM_RC_AUTH_UNAVAILABLE",
+        0x143 => "TPM_RC_COMMAND_CODE",
+        0x902 => "TPM_RC_OBJECT_MEMORY",
+        0x903 => "TPM_RC_SESSION_MEMORY",
+        0x904 => "TPM_RC_MEMORY",
+        0x905 => "TPM_RC_SESSION_HANDLES",
+        0x906 => "TPM_RC_OBJECT_HANDLES",
+        0x921 => "TPM_RC_LOCKOUT",
+        0x922 => "TPM_RC_RETRY",
+        _ => "TPM_RC",
+    }
+}
+
+/// Class and next step.
+fn verdict(code: u32) -> (FailureClass, &'static str) {
     use FailureClass::{CallerBug, KeyUnusable, NotPermitted, Transient};
     match kind(code) {
         0x9D => (
             KeyUnusable,
-            "TPM_RC_POLICY_FAIL",
             "this machine is not in the state that the key was sealed to: boot it as it was then, or open the volumes with \
              another key",
         ),
         0x126 => (
             KeyUnusable,
-            "TPM_RC_POLICY",
             "the counter that the key was sealed with was moved on: the key opens no more",
         ),
-        0x9F | 0x92 | 0x95 => (
+        0x82 | 0x92 | 0x95 | 0x9A | 0x9F | 0xA5 => (
             KeyUnusable,
-            "TPM_RC_INTEGRITY",
             "the key was sealed by another TPM, under another parent, before this one was cleared, or its file was changed: \
              go back to what it was sealed by, or open the volumes with another key",
         ),
         0x8B => (
             KeyUnusable,
-            "TPM_RC_HANDLE",
             "there is nothing at that handle: see `parent` and `counter` in the configuration",
         ),
         0x8E | 0xA2 => (
             NotPermitted,
-            "TPM_RC_AUTH_FAIL",
             "the owner's password is set: make the storage primary key persistent without a password, and name it as `parent`",
         ),
         0x85 | 0x12F => (
             NotPermitted,
-            "TPM_RC_HIERARCHY",
             "enable the TPM's owner hierarchy in the firmware's settings",
         ),
-        0x84 | 0x8A | 0x83 | 0x143 => (
+        0x83 | 0x84 | 0x8A | 0x143 => (
             CallerBug,
-            "TPM_RC_VALUE",
             "the TPM does not do this: see `bank` and `pcrs` in the configuration",
         ),
         0x921 => (
             Transient,
-            "TPM_RC_LOCKOUT",
             "somebody gave the TPM wrong passwords: wait, or tpm2_dictionarylockout -c",
         ),
         0x100 => (
             Transient,
-            "TPM_RC_INITIALIZE",
             "the TPM was not started: the firmware, or tpm2_startup, does",
         ),
         0x902..=0x906 => (
             Transient,
-            "TPM_RC_MEMORY",
             "others hold the TPM's places: use the device with the resource manager, /dev/tpmrm0",
         ),
         _ => (
             Transient,
-            "TPM_RC",
             "see what the TPM says by tpm2_rc_decode, and the kernel's log",
         ),
     }
@@ -90,7 +113,7 @@ fn verdict(code: u32) -> (FailureClass, &'static str, &'static str) {
 pub(super) fn refused(failure: Failure, subject: String) -> Refusal {
     let (class, said, reason, next_step) = match failure {
         Failure::Code(code, command) => {
-            let (class, name, next_step) = verdict(code);
+            let ((class, next_step), name) = (verdict(code), name(code));
             let reason = format!("{command}: {name} (0x{code:x})");
             (class, name.to_owned(), reason, next_step)
         }
@@ -143,16 +166,16 @@ mod tests {
             (0x1DF, "TPM_RC_INTEGRITY", KeyUnusable), // parameter 1, as after a clear
             (0x18B, "TPM_RC_HANDLE", KeyUnusable),
             (0x98E, "TPM_RC_AUTH_FAIL", NotPermitted),
-            (0x9A2, "TPM_RC_AUTH_FAIL", NotPermitted),
+            (0x9A2, "TPM_RC_BAD_AUTH", NotPermitted),
             (0x185, "TPM_RC_HIERARCHY", NotPermitted),
             (0x1C4, "TPM_RC_VALUE", CallerBug),
             (0x921, "TPM_RC_LOCKOUT", Transient),
-            (0x902, "TPM_RC_MEMORY", Transient),
-            (0x905, "TPM_RC_MEMORY", Transient),
+            (0x902, "TPM_RC_OBJECT_MEMORY", Transient),
+            (0x905, "TPM_RC_SESSION_HANDLES", Transient),
             (0x100, "TPM_RC_INITIALIZE", Transient),
-            (0x922, "TPM_RC", Transient),
-            (0x128, "TPM_RC", Transient),
-            (0x101, "TPM_RC", Transient),
+            (0x922, "TPM_RC_RETRY", Transient),
+            (0x128, "TPM_RC_PCR_CHANGED", Transient),
+            (0x101, "TPM_RC_FAILURE", Transient),
         ] {
             let refusal = refused(Failure::Code(code, "TPM2_Unseal"), "key tpm:k".to_owned());
             let Refusal::Remote(remote) = refusal else {

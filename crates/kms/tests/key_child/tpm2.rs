@@ -99,6 +99,16 @@ async fn whatever_is_changed_in_the_file_of_a_key_opens_nothing() {
     opened(&tpm, "default", &blob, &ctx)
         .await
         .expect("as it was");
+
+    // What can't be read is not gone, and takes no other key with it.
+    let id = wrapped(&tpm, "default", &ctx).await.key_id;
+    fs::write(tpm.file("default"), "{").unwrap();
+    for key in ["default", &id] {
+        let failure = opened(&tpm, key, &blob, &ctx).await.unwrap_err();
+        is(&failure, FailureClass::KeyUnusable, "SealedKeyDamaged");
+        assert!(!failure.is_revocation(), "{failure}");
+    }
+    wrapped(&tpm, "other", &ctx).await;
 }
 
 #[tokio::test]
