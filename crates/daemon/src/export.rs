@@ -72,6 +72,7 @@ fn errno(error: &VolumeError) -> Errno {
         | VolumeError::NoSuperblock { .. }
         | VolumeError::NotNearest { .. }
         | VolumeError::NotSealed { .. }
+        | VolumeError::OtherDataKey { .. }
         | VolumeError::Registry(_)
         | VolumeError::RolledBack { .. }
         | VolumeError::Store(_)

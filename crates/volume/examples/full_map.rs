@@ -41,6 +41,7 @@ fn main() -> Result<(), Error> {
         commitment: None,
         generation,
         bound: true,
+        former_parents: Vec::new(),
     };
     futures_executor::block_on(measure(Path::new(&directory), &pins))
 }
@@ -60,6 +61,7 @@ async fn populate(directory: &Path, params: LayerParams) -> Result<u64, Error> {
         commitment: None,
         generation: 0,
         bound: false,
+        former_parents: Vec::new(),
     };
     let volume = open(&files, &pins).await?;
     let block = [0x5a; 4096];

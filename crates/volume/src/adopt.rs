@@ -80,6 +80,7 @@ pub async fn verify_layer<S: Store>(
         commitment: found.bound.then(|| cipher.commitment()),
         generation: if found.bound { found.generation } else { 0 },
         bound: found.bound,
+        former_parents: Vec::new(),
     };
     let checked = check_slots(&slots, &pins, &[], cipher);
     sealvol_crypto::clear_residue();

@@ -4,7 +4,8 @@
 //! ```text
 //!   through the stack   what a volume reads        top: new key    below: all of it, then cut over: no parent
 //!   exactly one layer   what that layer says       top: new key    below: that layer alone; zero stays zero, absent stays absent
-//!   merging (merge.rs)  what the nearest says      top: the child  below: the layer that goes, and more that stays
+//!   merging up          what the nearest says      top: the child  below: the layer that goes, and more that stays
+//!   merging down        what the child says        top: the layer that goes, in whose place it is   below: its child, which goes
 //! ```
 //!
 //! Always:
@@ -12,7 +13,8 @@
 //!   under it: a newer write, zero or trim of a client is never overwritten;
 //! - an entry becomes `data` only after its bytes were written, read back and found to be the same (rule R1), and of a
 //!   sealed layer, which others read, only after they were synced: a sync that fails takes nothing from anybody;
-//! - the top's map is the cursor: the work may stop anywhere, and goes on where something is missing;
+//! - the top's map is the cursor: the work may stop anywhere, and goes on where something is missing. Not so merging down, where
+//!   what is in the top already is to be overwritten: `merge.rs` says how far it has come;
 //! - a cut-over follows only a look at the whole map that finds nothing left below, and then a commit, so that all that the look
 //!   found is on disk. What was brought up never goes down again, so clients may write meanwhile. What was below is handed back when nobody reads it any more.
 //!
@@ -29,7 +31,7 @@ use crate::host::Task;
 use crate::ids::LayerId;
 use crate::layer::Layer;
 use crate::locks::Mode;
-use crate::map::Run;
+use crate::map::{Run, Runs};
 use crate::open::{Access, LayerParts, open_alone};
 use crate::page::BlockState;
 use crate::stack::Stack;
@@ -48,6 +50,8 @@ pub(crate) enum Scope {
     Everything,
     /// What the layer right below the top says, zeros too: below it there may be more. It is this layer.
     Nearest(LayerId),
+    /// The same, also where the top says something else: that gives way.
+    Over(LayerId),
 }
 
 impl Scope {
@@ -56,7 +60,19 @@ impl Scope {
         match self {
             // A block that is zero below reads the same once nothing is below.
             Self::Everything => run.depth > 0 && run.state == BlockState::Data,
-            Self::Nearest(_) => run.depth == 1,
+            Self::Nearest(_) | Self::Over(_) => run.depth == 1,
+        }
+    }
+
+    /// Who decides each block of a range.
+    async fn resolve<S: Store>(
+        self,
+        stack: &Stack<S>,
+        blocks: Range<u64>,
+    ) -> Result<Runs, VolumeError> {
+        match self {
+            Self::Everything | Self::Nearest(_) => stack.resolve(blocks).await,
+            Self::Over(_) => stack.resolve_nearest(blocks).await,
         }
     }
 
@@ -65,7 +81,7 @@ impl Scope {
     /// [`VolumeError::NotNearest`] if another layer is right below the top by now.
     fn check<S>(self, stack: &Stack<S>) -> Result<(), VolumeError> {
         match self {
-            Self::Nearest(layer)
+            Self::Nearest(layer) | Self::Over(layer)
                 if stack.below.first().map(|lower| lower.params.layer) != Some(layer) =>
             {
                 Err(VolumeError::NotNearest { layer })
@@ -196,7 +212,7 @@ impl<S: Store> Volume<S> {
             let end = end.min(last);
             let chunk = run.first..end;
             at = chunk.start;
-            let found = stack.resolve(chunk.clone()).await?;
+            let found = scope.resolve(&stack, chunk.clone()).await?;
             let found = found.iter().filter(|run| scope.wants(run));
             pace.chunk(found.map(|run| run.blocks * BLOCK).sum()).await;
             match self.copy_chunk(scope, &stack, chunk.clone()).await? {
@@ -230,7 +246,7 @@ impl<S: Store> Volume<S> {
             let page = end.min((*at / PAGE_BLOCKS + 1) * PAGE_BLOCKS);
             let stack = self.stack.load_full();
             scope.check(&stack)?;
-            let runs = stack.resolve(*at..page).await?;
+            let runs = scope.resolve(&stack, *at..page).await?;
             if let Some(run) = runs.iter().find(|run| scope.wants(run)) {
                 *at = run.first + run.blocks;
                 return Ok(Some(run));
@@ -261,7 +277,7 @@ impl<S: Store> Volume<S> {
         let mut copied = 0;
         let mut remembered = true;
         // Looked at again, now that nobody else can change them.
-        let runs = stack.resolve(chunk).await?;
+        let runs = scope.resolve(stack, chunk).await?;
         for run in runs.iter().filter(|run| scope.wants(run)) {
             if run.state == BlockState::Data {
                 copy_run(stack, &run).await?;
@@ -318,7 +334,7 @@ impl<S: Store> Volume<S> {
         scope.check(&old)?;
         let gone = match scope {
             Scope::Everything => old.below.len(),
-            Scope::Nearest(_) => 1,
+            Scope::Nearest(_) | Scope::Over(_) => 1,
         };
         let (gone, left) = old.below.split_at(gone);
         self.switch_parent(&old.top, left.first().map(|layer| layer.id()), scope)
@@ -329,7 +345,7 @@ impl<S: Store> Volume<S> {
     }
 
     /// The superblock of a layer names another parent, or none: what it holds by now is durable.
-    async fn switch_parent(
+    pub(crate) async fn switch_parent(
         self: &Arc<Self>,
         top: &Arc<Layer<S>>,
         parent: Option<LayerId>,

@@ -138,6 +138,15 @@ pub enum VolumeError {
         /// The layer that was to go.
         layer: LayerId,
     },
+    /// What is under one data key can't be brought into a layer under another one.
+    #[error(
+        "layer {layer} is under another data key than the layer below it, or was made for another volume: it can't be merged down; \
+         merge that one up into it"
+    )]
+    OtherDataKey {
+        /// The layer that was to go.
+        layer: LayerId,
+    },
     /// A layer below others was not sealed yet.
     #[error(
         "layer {layer} lies below another one and is not sealed: a snapshot was cut short; attach the volume for writing, \
@@ -253,6 +262,7 @@ impl VolumeError {
             | Self::NotNearest { .. }
             | Self::OutOfRange { .. }
             | Self::NotSealed { .. }
+            | Self::OtherDataKey { .. }
             | Self::ReadOnly
             | Self::Sealed { .. }
             | Self::Shrink { .. }

@@ -38,18 +38,31 @@ pub struct Layer<S> {
     pub(crate) head: async_lock::Mutex<Superblock>,
     generation: AtomicU64,
     size: AtomicU64,
-    /// What it stands on: a cut-over or a merge takes that away.
+    /// What it stands on: a cut-over or a merge takes that away. Its superblock may name a layer that was handed down into this one.
     parent: Mutex<Option<LayerId>>,
+    /// How much of the layer above it a merge has brought down into it.
+    pub(crate) reached: Mutex<Option<Reached>>,
+    /// All that it says is in the layer below it, and the registry has nobody stand on it any more.
+    handed_down: AtomicBool,
     sealed: AtomicBool,
     /// Why nothing more is brought to it, sealed as it is, before it is opened anew.
     pub(crate) unmergeable: Arc<OnceLock<Loss>>,
     repaired: Option<&'static str>,
 }
 
+/// All that a child says before this byte is in the layer below it, on disk; true as long as that is open.
+pub(crate) struct Reached {
+    pub(crate) child: LayerId,
+    /// Of the child: it was not written to since.
+    pub(crate) generation: u64,
+    pub(crate) to: u64,
+}
+
 impl<S: Store> Layer<S> {
-    /// A layer whose superblock is `head`: checked, or just written.
+    /// A layer whose superblock is `head`: checked, or just written; it stands on `parent`, whatever that says.
     pub(crate) fn new(
         (data, meta): (S, S),
+        parent: Option<LayerId>,
         cipher: Arc<SectorCipher>,
         host: Arc<dyn Host>,
         head: Superblock,
@@ -66,7 +79,10 @@ impl<S: Store> Layer<S> {
             Arc::clone(&host),
         );
         Self {
-            params: head.params,
+            params: LayerParams {
+                parent,
+                ..head.params
+            },
             data,
             map,
             cipher,
@@ -74,7 +90,9 @@ impl<S: Store> Layer<S> {
             punches: Punches::default(),
             generation: AtomicU64::new(head.generation),
             size: AtomicU64::new(head.params.size),
-            parent: Mutex::new(head.params.parent),
+            parent: Mutex::new(parent),
+            reached: Mutex::new(None),
+            handed_down: AtomicBool::new(false),
             sealed: AtomicBool::new(head.sealed),
             unmergeable: Arc::default(),
             head: async_lock::Mutex::new(head),
@@ -149,6 +167,28 @@ impl<S: Store> Layer<S> {
             .encrypt_in_place(unit, first / unit.bytes() as u64, bytes);
     }
 
+    fn stands_on(&self, parent: Option<LayerId>) {
+        *self.parent.lock().unwrap_or_else(PoisonError::into_inner) = parent;
+    }
+
+    /// All that it says is in the layer below it, durably, and the registry has nobody stand on it any more.
+    pub(crate) fn hand_down(&self) {
+        self.handed_down.store(true, Ordering::Release);
+    }
+
+    /// Stands on what a layer stood on that was handed down, if it stood on that one. False: it stands on it, and it was not.
+    pub(crate) fn steps_over(&self, lower: &Self) -> bool {
+        if self.params().parent != Some(lower.id()) {
+            return true;
+        }
+        if !lower.handed_down.load(Ordering::Acquire) {
+            return false;
+        }
+        // The next superblock that is written says so too.
+        self.stands_on(lower.params().parent);
+        true
+    }
+
     /// Writes the next superblock to both slots and remembers it.
     ///
     /// # Errors
@@ -159,6 +199,11 @@ impl<S: Store> Layer<S> {
         head: &mut Superblock,
         mut next: Superblock,
     ) -> Result<(), VolumeError> {
+        let other_parent = next.params.parent != head.params.parent;
+        if !other_parent {
+            // It may be on disk as that of a layer that was handed down.
+            next.params.parent = self.params().parent;
+        }
         next.generation += 1;
         next.bind(&self.cipher);
         sealvol_crypto::clear_residue();
@@ -167,7 +212,9 @@ impl<S: Store> Layer<S> {
         self.generation.store(next.generation, Ordering::Release);
         self.size.store(next.params.size, Ordering::Release);
         self.sealed.store(next.sealed, Ordering::Release);
-        *self.parent.lock().unwrap_or_else(PoisonError::into_inner) = next.params.parent;
+        if other_parent {
+            self.stands_on(next.params.parent);
+        }
         *head = next;
         Ok(())
     }

@@ -81,7 +81,7 @@ pub use io::{Extent, ReadData};
 pub use layer::Layer;
 pub use map::MapCache;
 pub use materialise::Materialised;
-pub use merge::Merge;
+pub use merge::{Merge, Sides};
 pub use open::{
     Access, LayerParts, Pins, finish_sealing, open, open_rolled_back, open_sealed, view,
 };

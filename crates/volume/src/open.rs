@@ -36,6 +36,19 @@ pub struct Pins {
     pub generation: u64,
     /// Whether the superblock has a MAC. One that the registry calls unbound has an empty map.
     pub bound: bool,
+    /// What it stood on before: layers that were handed down, each into the one below it, and so at last into its parent. The
+    /// superblock may still name one of them.
+    pub former_parents: Vec<LayerId>,
+}
+
+impl Pins {
+    /// What a layer stands on whose superblock names this parent.
+    fn stands_on(&self, found: Option<LayerId>) -> Option<LayerId> {
+        match found {
+            Some(found) if self.former_parents.contains(&found) => self.params.parent,
+            found => found,
+        }
+    }
 }
 
 /// What an opening may do.
@@ -272,7 +285,16 @@ async fn open_layer<S: Store>(
     let endless = access == Access::ReadOnly && !head.clean;
     let exact_from = if endless { u64::MAX } else { head.exact_from };
     let repaired = repair.filter(|_| access == Access::Writable);
-    let layer = Layer::new((data, meta), cipher, host, head, exact_from, repaired);
+    let parent = pins.stands_on(head.params.parent);
+    let layer = Layer::new(
+        (data, meta),
+        parent,
+        cipher,
+        host,
+        head,
+        exact_from,
+        repaired,
+    );
     if access == Access::Writable {
         layer.apply(&adopted).await?;
         layer.pin().await?;
@@ -417,9 +439,9 @@ pub(crate) fn check_identity(
         return differ("layer id", &found.layer, &pinned.layer);
     }
     // A layer that was cut over has none, and one that was merged with stands on a lower one, whatever the registry says:
-    // only whoever has the key takes a parent away.
+    // only whoever has the key takes a parent away. What was handed down only the registry knows.
     let taken_away = found.parent.is_none_or(|parent| below.contains(&parent));
-    if found.parent != pinned.parent && !(pins.bound && taken_away) {
+    if pins.stands_on(found.parent) != pinned.parent && !(pins.bound && taken_away) {
         return differ("parent", &parent(found), &parent(pinned));
     }
     if found.sector_size != pinned.sector_size {
@@ -453,6 +475,7 @@ async fn begin_writing<S: Store>(
     cipher: &SectorCipher,
 ) -> Result<Superblock, StepFailed> {
     let mut head = serving.clone();
+    head.params.parent = pins.stands_on(head.params.parent);
     if pins.params.size > head.params.size {
         lengthen(data, meta, pins.params.size).await?;
         head.params.size = pins.params.size;

@@ -148,6 +148,23 @@ impl<S: Store> Stack<S> {
         Ok(())
     }
 
+    /// What the layer right below the top says of a range, whatever the top says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::resolve`].
+    pub(crate) async fn resolve_nearest(&self, blocks: Range<u64>) -> Result<Runs, VolumeError> {
+        let unknown = Run {
+            first: blocks.start,
+            blocks: blocks.end - blocks.start,
+            state: BlockState::Absent,
+            depth: 0,
+        };
+        let mut runs = Runs::default();
+        look_into(self.layer(1), 1, unknown, &mut runs).await?;
+        Ok(runs)
+    }
+
     /// Looks below for what is absent so far, layer by layer, until nothing is.
     async fn resolve_below(&self, mut runs: Runs) -> Result<Runs, VolumeError> {
         for (layer, depth) in self.below.iter().zip(1..) {

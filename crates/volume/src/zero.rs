@@ -22,7 +22,7 @@ use crate::volume::Volume;
 /// Zeros that keep their space are written in pieces of this size.
 const ZERO_PIECE: u64 = 256 * 1024;
 /// Blocks that one punch frees: 16 MiB, so that a write waits for one call at most.
-const PUNCH_BLOCKS_MAX: u64 = 4096;
+pub(crate) const PUNCH_BLOCKS_MAX: u64 = 4096;
 
 /// How zeros are to lie on the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

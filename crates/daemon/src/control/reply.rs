@@ -141,6 +141,7 @@ fn of_volume(error: &VolumeError) -> ErrorKind {
         VolumeError::LeftBelow { .. }
         | VolumeError::NotNearest { .. }
         | VolumeError::NotSealed { .. }
+        | VolumeError::OtherDataKey { .. }
         | VolumeError::ReadOnly
         | VolumeError::Sealed { .. } => ErrorKind::Conflict,
         VolumeError::BadCopy { .. }

@@ -72,6 +72,8 @@ impl Daemon {
         for name in names {
             turns.push(self.turn(name).await);
         }
+        // Until the registry has the clone stand on it, and a merge takes the clone along.
+        let steady = self.merges.steady().await;
         let (row, found) = self.registered_snapshot(snapshot).await?;
         let layers = self.stack(&row, found.layer).await?;
         let source = Source {
@@ -96,6 +98,7 @@ impl Daemon {
         self.registry
             .call(move |registry| registry.begin_create(&registered))
             .await?;
+        drop(steady);
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
         let job = fresh_key.map(|fresh| copy_job(caller, &new, &source, &fresh, copy.as_ref()));
         let for_a_while = job.is_some();

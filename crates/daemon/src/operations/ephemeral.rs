@@ -103,6 +103,7 @@ impl Daemon {
             generation: 0,
             bound: false,
             boot: None,
+            former_parents: Vec::new(),
             ..old.clone()
         };
         let layers = [new.clone()];

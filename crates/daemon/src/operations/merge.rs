@@ -3,8 +3,12 @@
 //! ```text
 //!   due? (registry) ─▶ copy up, step by step ─▶ child's superblock ─▶ registry ─▶ other volumes ─▶ keys destroyed, files gone ─▶ row gone
 //!                       clients use the volume     └── nobody goes from the registry's layers to an export meanwhile ──┘
+//!               or ─▶ copy the child down, ... ─▶ the layer's own superblock ─▶ registry ─▶ other volumes ─▶ ... of the child
 //! ```
 //! What always holds:
+//! - the smaller side moves, if the child is sealed and under the same data key; else what the child lacks;
+//! - a child that goes down is not read by anybody alone: while its snapshot is attached it waits, and whoever goes from a snapshot's
+//!   name to its layer, and on to the registry, holds the layers steady;
 //! - a layer is merged if no volume and no snapshot is it, and exactly one layer, of whatever volume, stands on it; it needs a volume
 //!   that is attached for writing: without the key it waits for the next attach;
 //! - which merges are due and which files are to go follows from the registry at any time, so nothing else is kept: a daemon that
@@ -16,12 +20,12 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use sealvol_control::api::DeletedLayer;
 use sealvol_store::{FileStore, StoreError};
-use sealvol_volume::{LayerId, Merge, Pace, Task, Volume, VolumeError, destroy_keys};
+use sealvol_volume::{Layer, LayerId, Merge, Pace, Task, Volume, VolumeError, destroy_keys};
 use tokio::sync::{Notify, OwnedMutexGuard, RwLock, RwLockReadGuard};
 
 use crate::daemon::Daemon;
@@ -66,6 +70,8 @@ enum Ended {
     Merged,
     /// Somebody waits for the layers, or they are not neighbours any more: it is to be planned anew.
     Interrupted,
+    /// The snapshot that is to go down is attached.
+    Waits,
 }
 
 impl Merges {
@@ -121,7 +127,7 @@ impl Daemon {
 
     /// Whether everything that could be merged now is.
     async fn merge_all_due(&self) -> Result<bool, Error> {
-        let mut failed = HashSet::new();
+        let (mut failed, mut waits) = (HashSet::new(), HashSet::new());
         let mut all = true;
         loop {
             let _turn = Arc::clone(&self.merges.turn).lock_owned().await;
@@ -129,13 +135,14 @@ impl Daemon {
                 return Ok(true);
             }
             all &= self.remove_layers_of_nobody().await?;
-            let Some((volume, dying)) = self.next_merge(&failed).await? else {
+            let passed_over = &failed | &waits;
+            let Some((volume, dying)) = self.next_merge(&passed_over).await? else {
                 return Ok(all && failed.is_empty());
             };
             let layer = dying.id;
             match self.merge(volume, dying).await {
-                Ok(Ended::Merged) => tracing::info!(%layer, "merged with the layer above it"),
-                Ok(Ended::Interrupted) => {}
+                Ok(Ended::Merged | Ended::Interrupted) => {}
+                Ok(Ended::Waits) => drop(waits.insert(layer)),
                 Err(error) => {
                     tracing::warn!(%layer, %error, "cannot be merged now");
                     failed.insert(layer);
@@ -147,12 +154,12 @@ impl Daemon {
     /// A layer that is due, and a volume in use that has it below its only child.
     async fn next_merge(
         &self,
-        failed: &HashSet<LayerId>,
+        passed_over: &HashSet<LayerId>,
     ) -> Result<Option<(Arc<Volume<FileStore>>, LayerRow)>, Error> {
         let due = self.registry.call(|registry| registry.due_merges()).await?;
         let exports = self.exports.all();
         for layer in due {
-            if failed.contains(&layer.id) || !layer.sealed {
+            if passed_over.contains(&layer.id) || !layer.sealed {
                 continue;
             }
             let on_it = exports
@@ -166,45 +173,122 @@ impl Daemon {
     }
 
     async fn merge(&self, volume: Arc<Volume<FileStore>>, dying: LayerRow) -> Result<Ended, Error> {
-        let failed = |error: VolumeError| Error::Layer {
-            layer: dying.id,
-            source: error,
+        let failed = of_layer(dying.id);
+        let Some(merge) = self.begin_merge(&volume, &dying).await? else {
+            return Ok(Ended::Waits);
         };
-        let merge = Merge::begin(&volume, dying.id).await.map_err(failed)?;
-        let left = merge.left().await.map_err(failed)?;
-        if !self.has_room(merge.child(), left).await? {
-            merge.pause().await.map_err(failed)?;
-            return Err(failed(VolumeError::NoSpace));
-        }
         let pace = HalfTheTime::default();
+        let mut moved = 0;
         loop {
-            let mut next = Some(0);
+            let mut next = Some(merge.from());
             while let Some(from) = next {
                 if self.merges.is_waited_for() {
                     merge.pause().await.map_err(failed)?;
                     return Ok(Ended::Interrupted);
                 }
-                next = match merge.step(from, STEP, &pace).await {
-                    Ok(step) => step.next,
+                let step = match merge.step(from, STEP, &pace).await {
+                    Ok(step) => step,
                     Err(VolumeError::NotNearest { .. }) => return Ok(Ended::Interrupted),
                     Err(error) => return Err(failed(error)),
                 };
+                moved += step.copied;
+                next = step.next;
             }
-            let _alone = self.merges.layers.write().await;
+            let alone = self.merges.layers.write().await;
             match merge.finish().await {
                 Ok(()) => {}
                 Err(VolumeError::LeftBelow { .. }) => continue,
                 Err(VolumeError::NotNearest { .. }) => return Ok(Ended::Interrupted),
                 Err(error) => return Err(failed(error)),
             }
-            let (child, parent) = (merge.child(), dying.parent);
-            self.registry
-                .call(move |registry| registry.set_parent(child, parent))
-                .await?;
+            let (layer, into) = (dying.id, merge.stays());
+            match merge.goes_down() {
+                None => {
+                    self.registry
+                        .call(move |registry| registry.set_parent(into, dying.parent))
+                        .await?;
+                    tracing::info!(%layer, %into, moved, "merged up, with the layer above it");
+                }
+                Some(child) => {
+                    if self.is_read_alone(child) {
+                        return Ok(Ended::Waits);
+                    }
+                    if !self.hand_down(&merge, child).await? {
+                        return Ok(Ended::Interrupted);
+                    }
+                    tracing::info!(layer = %child, %into, moved, "merged down, with the layer below it");
+                    drop(alone);
+                    merge.free().await.map_err(failed)?;
+                }
+            }
             drop((merge, volume));
             self.remove_layers_of_nobody().await?;
             return Ok(Ended::Merged);
         }
+    }
+
+    /// Begins a merge in the direction in which less moves, if there is room for it. None: what is to go is read.
+    async fn begin_merge(
+        &self,
+        volume: &Arc<Volume<FileStore>>,
+        dying: &LayerRow,
+    ) -> Result<Option<Merge<FileStore>>, Error> {
+        let (layer, failed) = (dying.id, of_layer(dying.id));
+        let child = self
+            .registry
+            .call(move |registry| registry.child_to_go_down(layer))
+            .await?;
+        if let Some(child) = child {
+            let sides = Merge::sides(volume, layer).await.map_err(failed)?;
+            if sides.down < sides.up {
+                if self.is_read_alone(child) {
+                    return Ok(None);
+                }
+                if !self.has_room(layer, sides.fresh).await? {
+                    return Err(failed(VolumeError::NoSpace));
+                }
+                let merge = Merge::begin_down(volume, layer).await;
+                return merge.map(Some).map_err(failed);
+            }
+        }
+        let merge = Merge::begin(volume, layer).await.map_err(failed)?;
+        let left = merge.left().await.map_err(failed)?;
+        if !self.has_room(merge.stays(), left).await? {
+            merge.pause().await.map_err(failed)?;
+            return Err(failed(VolumeError::NoSpace));
+        }
+        Ok(Some(merge))
+    }
+
+    /// Whether somebody reads what ends with this layer.
+    fn is_read_alone(&self, layer: LayerId) -> bool {
+        let exports = self.exports.all();
+        exports
+            .iter()
+            .any(|export| export.volume.top().id() == layer)
+    }
+
+    /// All that a child says is in the layer below it: registry, then everybody who is open, go on without it. False: the layers
+    /// are not any more what they were. Nobody goes from the registry's layers to an export meanwhile.
+    async fn hand_down(&self, merge: &Merge<FileStore>, child: LayerId) -> Result<bool, Error> {
+        let into = merge.stays();
+        let handed_down = self
+            .registry
+            .call(move |registry| registry.hand_down(child, into))
+            .await?;
+        if !handed_down {
+            return Ok(false);
+        }
+        let open: Vec<Arc<Layer<FileStore>>> = {
+            let open = self.open_layers.lock().await;
+            open.values().filter_map(Weak::upgrade).collect()
+        };
+        merge.hand_down(&open);
+        for export in self.exports.all() {
+            // All of them stand on what the registry says now.
+            let _ = export.volume.leave_out(child).await;
+        }
+        Ok(true)
     }
 
     /// Whether a layer can take so many bytes more, and clients go on writing.
@@ -241,10 +325,7 @@ impl Daemon {
     }
 
     async fn remove_layer(&self, row: &LayerRow) -> Result<(), Error> {
-        let failed = |error: VolumeError| Error::Layer {
-            layer: row.id,
-            source: error,
-        };
+        let failed = of_layer(row.id);
         let place = self.place_of(row);
         let since = Instant::now();
         loop {
@@ -306,6 +387,10 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+fn of_layer(layer: LayerId) -> impl Fn(VolumeError) -> Error + Copy {
+    move |source| Error::Layer { layer, source }
 }
 
 /// Whether an export may be written to and stands on a layer.

@@ -69,6 +69,7 @@ fn pins(row: &VolumeRow, layer: &LayerRow) -> Pins {
         commitment: layer.commitment,
         generation: layer.generation,
         bound: layer.bound,
+        former_parents: layer.former_parents.clone(),
     }
 }
 

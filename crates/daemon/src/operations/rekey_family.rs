@@ -65,6 +65,8 @@ impl Daemon {
     async fn plan_family(&self, job: &Job, row: &VolumeRow) -> Result<(), Error> {
         let top = self.stack(row, row.top).await?.swap_remove(0);
         let id = row.id;
+        // Until the registry has the copies: of their layers none goes then.
+        let _steady = self.merges.steady().await;
         let snapshots = self
             .registry
             .call(move |registry| registry.snapshots(id))
@@ -94,6 +96,7 @@ impl Daemon {
                     generation: 0,
                     bound: false,
                     boot: None,
+                    former_parents: Vec::new(),
                 };
                 copied.insert(layer.id, copy.id);
                 copies.push(LayerCopy::new(layer.id, copy.id));

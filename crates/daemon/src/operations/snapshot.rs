@@ -123,6 +123,7 @@ impl Daemon {
             generation: 0,
             bound: false,
             boot: None,
+            former_parents: Vec::new(),
         };
         let top = NewTop {
             layer,
@@ -363,6 +364,7 @@ impl Daemon {
         name: SnapshotRef,
     ) -> Result<api::SnapshotDeleted, Error> {
         let _turn = self.turn(&name.volume).await;
+        let _steady = self.merges.steady().await;
         let (row, snapshot) = self.registered_snapshot(&name).await?;
         if snapshot.attached.is_some() || self.exports.get(&name.to_string()).is_some() {
             return Err(Error::SnapshotAttached(name));

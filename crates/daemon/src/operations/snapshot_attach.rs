@@ -27,6 +27,7 @@ impl Daemon {
         request: api::AttachSnapshot,
     ) -> Result<api::Snapshot, Error> {
         let _turn = self.turn(&name.volume).await;
+        let steady = self.merges.steady().await;
         let (row, snapshot) = self.registered_snapshot(&name).await?;
         if self.exports.get(&name.to_string()).is_some() {
             return Err(Error::SnapshotAttached(name));
@@ -37,7 +38,6 @@ impl Daemon {
             allow: self.allowed(caller, request.allow),
             by: caller.uid,
         };
-        let steady = self.merges.steady().await;
         let volume = self
             .open_snapshot(caller, &name, &row, &snapshot, &attached)
             .await?;
@@ -53,13 +53,13 @@ impl Daemon {
     /// Attaches a snapshot as the registry says it was attached, after a restart.
     pub(crate) async fn attach_snapshot_again(&self, name: &SnapshotRef) -> Result<(), Error> {
         let _turn = self.turn(&name.volume).await;
+        let _steady = self.merges.steady().await;
         let (row, snapshot) = self.registered_snapshot(name).await?;
         // Somebody may have attached or detached it while it waited for its turn.
         let served = self.exports.get(&name.to_string()).is_some();
         let Some(attached) = snapshot.attached.clone().filter(|_| !served) else {
             return Ok(());
         };
-        let _steady = self.merges.steady().await;
         let volume = self
             .open_snapshot(Self::itself(), name, &row, &snapshot, &attached)
             .await?;
@@ -81,10 +81,13 @@ impl Daemon {
             None => return Err(Error::SnapshotNotAttached(name)),
         }
         self.failures.clear(&name.to_string());
-        let layer = snapshot.layer;
+        // Not before: who is taken down waits for merges. It may stand on another layer by now.
+        let steady = self.merges.steady().await;
+        let layer = self.registered_snapshot(&name).await?.1.layer;
         self.registry
             .call(move |registry| registry.set_snapshot_attached(layer, None))
             .await?;
+        drop(steady);
         tracing::info!(snapshot = %name, "detached");
         self.show_snapshot(&name).await
     }

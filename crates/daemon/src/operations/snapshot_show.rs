@@ -38,6 +38,7 @@ impl Daemon {
             Some(name) => vec![self.registered(&name).await?],
             None => self.registry.call(|registry| registry.volumes()).await?,
         };
+        let _steady = self.merges.steady().await;
         let mut snapshots = Vec::new();
         for row in rows {
             if row.state != RowState::Available {
@@ -52,6 +53,7 @@ impl Daemon {
     }
 
     pub(crate) async fn show_snapshot(&self, name: &SnapshotRef) -> Result<api::Snapshot, Error> {
+        let _steady = self.merges.steady().await;
         let (row, snapshot) = self.registered_snapshot(name).await?;
         let of_volume = self.snapshots_of(&row).await?;
         self.describe_snapshot(&row, &snapshot, &of_volume).await
@@ -63,6 +65,7 @@ impl Daemon {
         name: &SnapshotRef,
         offset: u64,
     ) -> Result<api::SnapshotChanges, Error> {
+        let steady = self.merges.steady().await;
         let (row, snapshot) = self.registered_snapshot(name).await?;
         let of_volume = self.snapshots_of(&row).await?;
         let layers = self.stack(&row, snapshot.layer).await?;
@@ -73,6 +76,8 @@ impl Daemon {
         let open = self.open_ones(&layers).await;
         let open = open.ok_or_else(|| Error::SnapshotNotAttached(name.clone()))?;
         let volume = view(open).await.map_err(Error::volume(&row.name))?;
+        // What is open is what it is.
+        drop(steady);
         let found = volume
             .map(offset, MAP_RUNS_MAX)
             .await

@@ -339,6 +339,7 @@ fn insert(transaction: &Transaction<'_>, new: &NewVolume) -> Result<()> {
         generation: 0,
         bound: false,
         boot: None,
+        former_parents: Vec::new(),
     };
     insert_layer(transaction, &layer)
 }

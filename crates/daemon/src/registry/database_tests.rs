@@ -359,7 +359,10 @@ fn a_registry_without_ephemeral_volumes_is_taken_over_with_all_that_is_in_it() {
     let (fixture, new) = Fixture::with_volume("v");
     let earlier = &fixture.database.connection;
     earlier
-        .execute_batch("ALTER TABLE volumes DROP COLUMN ephemeral; DROP TABLE key_tables; PRAGMA user_version = 6")
+        .execute_batch(
+            "ALTER TABLE volumes DROP COLUMN ephemeral; ALTER TABLE layers DROP COLUMN former_parents;
+             DROP TABLE key_tables; PRAGMA user_version = 6",
+        )
         .expect("as version 6 left it");
     let mut fixture = fixture.reopened();
     assert!(!fixture.row(&new.name).ephemeral);
@@ -370,6 +373,18 @@ fn a_registry_without_ephemeral_volumes_is_taken_over_with_all_that_is_in_it() {
     fixture.database.begin_create(&ephemeral).expect("made");
     let mut fixture = fixture.reopened();
     assert!(fixture.row(&ephemeral.name).ephemeral);
+}
+
+#[test]
+fn a_registry_that_knows_of_no_merge_down_is_taken_over_with_its_layers() {
+    let (fixture, new) = Fixture::with_volume("v");
+    let earlier = &fixture.database.connection;
+    earlier
+        .execute_batch("ALTER TABLE layers DROP COLUMN former_parents; PRAGMA user_version = 8")
+        .expect("as version 8 left it");
+    let mut fixture = fixture.reopened();
+    let top = fixture.top(&new);
+    assert_eq!((top.id, top.former_parents), (new.layer, vec![]));
 }
 
 #[test]

@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::database::{Database, Result};
+use super::merges::set_parent;
 use super::rows::{LayerRow, parsed, signed, unsigned};
 use super::stacks::{heads, stack};
 use crate::jobs::{JobId, Work};
@@ -145,7 +146,7 @@ impl Database {
             Ok(top) => stack(&transaction, top)?,
             Err(_) => Vec::new(),
         };
-        transaction.execute("UPDATE layers SET parent = NULL WHERE id = ?1", [top])?;
+        set_parent(&transaction, &top, None)?;
         let own = layers.first().map(|layer| layer.data_key);
         let needed = needed(&transaction)?;
         let mut orphans: Vec<LayerRow> = layers.into_iter().skip(1).collect();

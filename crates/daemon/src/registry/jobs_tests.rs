@@ -89,6 +89,7 @@ fn top(volume: &NewVolume, sealed: LayerId) -> NewTop {
         generation: 0,
         bound: false,
         boot: None,
+        former_parents: Vec::new(),
     };
     let job = NewJob {
         volume: volume.id,

@@ -129,6 +129,8 @@ pub(crate) struct LayerRow {
     pub bound: bool,
     /// The boot in which it was last opened for writing.
     pub boot: Option<BootId>,
+    /// Layers that it stood on before, each merged down into the one below it: its superblock may still name one of them.
+    pub former_parents: Vec<LayerId>,
 }
 
 /// A snapshot as registered.
@@ -246,10 +248,13 @@ pub(super) fn data_key(row: &Row<'_>) -> rusqlite::Result<(DataKeyId, WrappedBy)
 }
 
 pub(super) const LAYER_COLUMNS: &str = "id, volume, parent, size, backing, backing_path, data_key, \
-     sealed, commitment, generation, bound, boot";
+     sealed, commitment, generation, bound, boot, former_parents";
 
 pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
     let parent: Option<String> = row.get(2)?;
+    let former: String = row.get(12)?;
+    let former: Vec<String> = serde_json::from_str(&former).map_err(|error| invalid(12, error))?;
+    let former = former.iter().map(|text| text.parse());
     Ok(LayerRow {
         id: parsed(row, 0)?,
         volume: parsed(row, 1)?,
@@ -264,6 +269,9 @@ pub(super) fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
         generation: unsigned(row, 9)?,
         bound: row.get(10)?,
         boot: row.get(11)?,
+        former_parents: former
+            .collect::<Result<_, _>>()
+            .map_err(|error| invalid(12, error))?,
     })
 }
 

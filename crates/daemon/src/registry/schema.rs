@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 8;
+pub(super) const VERSION: i64 = 9;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -55,7 +55,8 @@ const STACKS: &str = "
         commitment   BLOB CHECK (length(commitment) = 32),
         generation   INTEGER NOT NULL DEFAULT 0,
         bound        INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1)),
-        boot         BLOB CHECK (length(boot) = 16)
+        boot         BLOB CHECK (length(boot) = 16),
+        former_parents TEXT NOT NULL DEFAULT '[]'
     ) STRICT;
     CREATE TABLE data_keys (
         volume       TEXT NOT NULL REFERENCES volumes (id),
@@ -151,6 +152,10 @@ const TO_VERSION_4: [&str; 3] = [
 /// What makes version 7 of version 6: volumes whose key is in memory only.
 const TO_VERSION_7: &str = "ALTER TABLE volumes ADD COLUMN ephemeral INTEGER NOT NULL DEFAULT 0 CHECK (ephemeral IN (0, 1))";
 
+/// What makes version 9 of versions 4 to 8: what a layer stood on before that was merged down.
+const TO_VERSION_9: &str =
+    "ALTER TABLE layers ADD COLUMN former_parents TEXT NOT NULL DEFAULT '[]'";
+
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
     // SQLite would make the file by the umask; the registry is nobody else's business.
     let made = std::fs::OpenOptions::new()
@@ -192,7 +197,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1..=7) => {
+        (APPLICATION_ID, 1..=8) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
@@ -213,7 +218,13 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             if version <= 6 {
                 transaction.execute_batch(TO_VERSION_7)?;
             }
-            transaction.execute_batch(KEY_TABLES)?;
+            if version <= 7 {
+                transaction.execute_batch(KEY_TABLES)?;
+            }
+            // Before version 4 the table was made just now.
+            if version >= 4 {
+                transaction.execute_batch(TO_VERSION_9)?;
+            }
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

@@ -76,6 +76,7 @@ fn top(new: &NewVolume, sealed: LayerId, snapshot: &str) -> NewTop {
         generation: 0,
         bound: false,
         boot: None,
+        former_parents: Vec::new(),
     };
     let names = (
         snapshot.parse().expect("a name"),
@@ -342,4 +343,133 @@ fn an_ephemeral_volume_that_begins_anew_leaves_its_former_layer_to_be_removed() 
     assert_eq!((found.top, found.loss), (layer.id, None));
     assert_eq!(fixture.stack_of("e"), [layer.id]);
     assert_eq!(fixture.stack_of("v"), [other.layer]);
+}
+
+/// A volume of three sealed layers and a top: the lowest a snapshot that was deleted, `t` and `u` on it.
+fn three_snapshots(fixture: &mut Fixture) -> (NewVolume, [LayerId; 4]) {
+    let new = fixture.volume("v", None);
+    let mut layers = [new.layer; 4];
+    for (at, name) in ["s", "t", "u"].into_iter().enumerate() {
+        let top = top(&new, layers[at], name);
+        layers[at + 1] = top.layer.id;
+        fixture.database.put_tops(&[top]).expect("put");
+        fixture.database.set_sealed(layers[at]).expect("set");
+    }
+    fixture.database.hide_snapshot(layers[0]).expect("hidden");
+    (new, layers)
+}
+
+#[test]
+fn who_stood_on_a_layer_that_went_down_stands_on_the_one_below_in_one_step() {
+    let mut fixture = Fixture::new();
+    let (new, [lowest, child, upper, top]) = three_snapshots(&mut fixture);
+    let clone = fixture.volume("clone", Some(child));
+    let found = fixture.database.child_to_go_down(lowest);
+    assert_eq!(found.expect("read"), Some(child));
+    assert!(fixture.database.hand_down(child, lowest).expect("done"));
+    assert_eq!(fixture.stack_of("v"), [top, upper, lowest]);
+    assert_eq!(fixture.stack_of("clone"), [clone.layer, lowest]);
+    for layer in [upper, clone.layer] {
+        let row = fixture.database.stack(layer).expect("read").swap_remove(0);
+        assert_eq!(row.former_parents, [child]);
+    }
+    // The snapshot that was the child is the layer in whose place it came, where it was in the order of time.
+    let snapshots = fixture.database.snapshots(new.id).expect("read");
+    let found: Vec<(&str, LayerId)> = snapshots
+        .iter()
+        .map(|row| (row.name.as_str(), row.layer))
+        .collect();
+    assert_eq!(found, [("t", lowest), ("u", upper)]);
+    assert_eq!(ids(fixture.database.layers_of_nobody()), [child]);
+    fixture.database.forget_layer(child).expect("forgotten");
+    assert_eq!(ids(fixture.database.layers_of_nobody()), []);
+    assert_eq!(ids(fixture.database.due_merges()), []);
+    // Once more, from what is on it now; and what a superblock says for itself puts an end to what was before.
+    fixture.database.hide_snapshot(lowest).expect("hidden");
+    fixture.database.begin_delete(clone.id).expect("begun");
+    fixture
+        .database
+        .forget(clone.id, &[clone.layer])
+        .expect("forgotten");
+    assert!(fixture.database.hand_down(upper, lowest).expect("done"));
+    let row = fixture.database.stack(top).expect("read").swap_remove(0);
+    assert_eq!(
+        (row.parent, row.former_parents),
+        (Some(lowest), vec![upper])
+    );
+    fixture.database.set_parent(top, None).expect("set");
+    let row = fixture.database.stack(top).expect("read").swap_remove(0);
+    assert_eq!((row.parent, row.former_parents), (None, vec![]));
+}
+
+#[test]
+fn nothing_goes_down_that_somebody_else_needs_or_that_is_not_the_same() {
+    type Change = fn(&mut Fixture, &NewVolume, [LayerId; 4]);
+    let changes: [(&str, Change); 9] = [
+        ("the lower one has a name", |fixture, _, [lowest, ..]| {
+            let sql = "UPDATE snapshots SET deleted = 0 WHERE layer = ?1";
+            let id = lowest.to_string();
+            fixture.database.connection.execute(sql, [id]).expect("set");
+        }),
+        ("another one stands on it", |fixture, _, [lowest, ..]| {
+            fixture.volume("clone", Some(lowest));
+        }),
+        ("another data key", |fixture, _, [_, child, ..]| {
+            let key = format!("data_key = '{}'", DataKeyId::random());
+            change_layer(fixture, &key, child);
+        }),
+        ("another volume", |fixture, _, [_, child, ..]| {
+            let volume = format!("volume = '{}'", VolumeId::random());
+            change_layer(fixture, &volume, child);
+        }),
+        ("the child is not sealed", |fixture, _, [_, child, ..]| {
+            change_layer(fixture, "sealed = 0", child);
+        }),
+        ("the layer is not sealed", |fixture, _, [lowest, ..]| {
+            change_layer(fixture, "sealed = 0", lowest);
+        }),
+        ("a device", |fixture, _, [_, child, ..]| {
+            change_layer(fixture, "backing = 'device'", child);
+        }),
+        ("the child is a top", |fixture, new, [_, child, ..]| {
+            let sql = "UPDATE volumes SET top = ?2 WHERE id = ?1";
+            let both = params![new.id.to_string(), child.to_string()];
+            fixture.database.connection.execute(sql, both).expect("set");
+        }),
+        ("a job has to do with it", |fixture, new, [_, child, ..]| {
+            let sql = "INSERT INTO jobs (volume, name, work, state, caller, created)
+                       VALUES (?1, 'v', ?2, 'running', 0, '2026-02-03T04:05:06Z')";
+            let both = params![new.id.to_string(), format!("copies {child}")];
+            fixture.database.connection.execute(sql, both).expect("set");
+        }),
+    ];
+    for (what, change) in changes {
+        let mut fixture = Fixture::new();
+        let (new, layers) = three_snapshots(&mut fixture);
+        change(&mut fixture, &new, layers);
+        let before = (fixture.stack_of("v"), fixture.database.snapshots(new.id));
+        let found = fixture.database.child_to_go_down(layers[0]);
+        assert_eq!(found.expect("read"), None, "{what}");
+        let done = fixture.database.hand_down(layers[1], layers[0]);
+        assert!(!done.expect("asked"), "{what}");
+        assert_eq!(fixture.stack_of("v"), before.0, "{what}");
+        let snapshots = fixture.database.snapshots(new.id).expect("read");
+        assert_eq!(snapshots, before.1.expect("read"), "{what}");
+    }
+    let mut fixture = Fixture::new();
+    let (_, layers) = three_snapshots(&mut fixture);
+    let other = fixture.database.hand_down(layers[2], layers[0]);
+    assert!(!other.expect("asked"), "it is not the child");
+    let other = fixture.database.hand_down(LayerId::random(), layers[0]);
+    assert!(!other.expect("asked"), "there is none");
+}
+
+fn change_layer(fixture: &mut Fixture, what: &str, layer: LayerId) {
+    let sql = format!("UPDATE layers SET {what} WHERE id = ?1");
+    let id = layer.to_string();
+    fixture
+        .database
+        .connection
+        .execute(&sql, [id])
+        .expect("set");
 }

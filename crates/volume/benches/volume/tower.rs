@@ -128,6 +128,7 @@ async fn parts<D: Directory>(
             commitment: None,
             generation: 0,
             bound: false,
+            former_parents: Vec::new(),
         },
         host: Arc::clone(host),
     }

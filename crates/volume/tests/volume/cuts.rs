@@ -62,6 +62,7 @@ async fn new_layer(volume: u8, layer: u8, parent: Option<LayerId>) -> LayerParts
             commitment: None,
             generation: 1,
             bound: false,
+            former_parents: Vec::new(),
         },
         host: Arc::new(Threads),
     }

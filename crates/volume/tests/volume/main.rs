@@ -14,6 +14,7 @@ mod kills;
 mod large;
 mod materialise;
 mod merge;
+mod merge_down;
 mod model;
 mod mutations;
 mod oracle;

@@ -11,10 +11,10 @@ use sealvol_volume::{
 
 use crate::rig::{Disk, Handle, Tower, key, seeds};
 
-const MIB: u64 = 1 << 20;
-const SIZE: u64 = 200 * MIB;
+pub(crate) const MIB: u64 = 1 << 20;
+pub(crate) const SIZE: u64 = 200 * MIB;
 
-fn block(fill: u8) -> Vec<u8> {
+pub(crate) fn block(fill: u8) -> Vec<u8> {
     vec![fill; 4096]
 }
 
@@ -34,7 +34,10 @@ const CONTENT: [(u64, [u8; 4]); 11] = [
 ];
 
 /// A volume of three sealed layers and a top: the lowest two under one data key, the others under others.
-fn four_layers(seed: u64, sector_size: UnitSize) -> (Tower, VolumeId, Arc<Volume<Disk>>) {
+pub(crate) fn four_layers(
+    seed: u64,
+    sector_size: UnitSize,
+) -> (Tower, VolumeId, Arc<Volume<Disk>>) {
     let mut tower = Tower::new(seed, sector_size);
     let id = tower.volume(SIZE);
     let volume = tower.open(id).unwrap();
@@ -56,7 +59,7 @@ fn four_layers(seed: u64, sector_size: UnitSize) -> (Tower, VolumeId, Arc<Volume
 }
 
 /// The content as it is seen from the layer that was the `at`th, from the lowest.
-fn check(tower: &mut Tower, volume: &Arc<Volume<Disk>>, at: usize) {
+pub(crate) fn check(tower: &mut Tower, volume: &Arc<Volume<Disk>>, at: usize) {
     for (offset, fills) in CONTENT {
         let found = tower.read(volume, offset, 4096).unwrap();
         assert!(found == block(fills[at]), "{} at {offset}", found[0]);
@@ -64,7 +67,11 @@ fn check(tower: &mut Tower, volume: &Arc<Volume<Disk>>, at: usize) {
 }
 
 /// The stack from one of a volume's layers down, as a snapshot shows it.
-fn snapshot_of(tower: &mut Tower, volume: &Arc<Volume<Disk>>, layer: LayerId) -> Arc<Volume<Disk>> {
+pub(crate) fn snapshot_of(
+    tower: &mut Tower,
+    volume: &Arc<Volume<Disk>>,
+    layer: LayerId,
+) -> Arc<Volume<Disk>> {
     let mut layers = volume.layers();
     layers.retain({
         let mut seen = false;
@@ -81,14 +88,18 @@ fn snapshot_of(tower: &mut Tower, volume: &Arc<Volume<Disk>>, layer: LayerId) ->
 }
 
 /// The layer that decides a block.
-fn decides(tower: &mut Tower, volume: &Arc<Volume<Disk>>, offset: u64) -> Option<LayerId> {
+pub(crate) fn decides(
+    tower: &mut Tower,
+    volume: &Arc<Volume<Disk>>,
+    offset: u64,
+) -> Option<LayerId> {
     let volume = Arc::clone(volume);
     let map = async move { volume.map(offset, 1).await.unwrap()[0] };
     tower.executor.run(map).layer
 }
 
 /// Eight bytes of a layer's first superblock slot.
-fn field(tower: &mut Tower, layer: LayerId, at: u64) -> u64 {
+pub(crate) fn field(tower: &mut Tower, layer: LayerId, at: u64) -> u64 {
     let directory = tower.disk.directory(&layer.to_string());
     tower.executor.run(async move {
         let meta = directory
@@ -101,7 +112,7 @@ fn field(tower: &mut Tower, layer: LayerId, at: u64) -> u64 {
     })
 }
 
-fn data_of(layer: LayerId, operation: Operation) -> When {
+pub(crate) fn data_of(layer: LayerId, operation: Operation) -> When {
     When::operation(operation).file(&format!("{layer}/data"))
 }
 

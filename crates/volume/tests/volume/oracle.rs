@@ -133,6 +133,7 @@ fn pins(params: LayerParams, generation: u64, bound: bool) -> Pins {
         commitment: bound.then(|| cipher(&KEY).commitment()),
         generation,
         bound,
+        former_parents: Vec::new(),
     }
 }
 

@@ -131,6 +131,7 @@ fn threads_that_share_pages_do_not_lose_each_others_blocks() {
             commitment: None,
             generation: 1,
             bound: false,
+            former_parents: Vec::new(),
         })));
         let directory = MemoryDirectory::new();
         block_on(create(&directory, true, &layer, &wrapped_keys())).unwrap();

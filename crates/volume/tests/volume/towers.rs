@@ -1,10 +1,10 @@
 //! Power cuts and killed processes in the middle of random work on a volume that is snapshotted, cloned, copied up, cut over and
-//! merged meanwhile, several in a row: one seed drives all of it.
+//! merged up and down meanwhile, several in a row: one seed drives all of it.
 
 use std::sync::{Arc, Mutex};
 
 use sealvol_crypto::UnitSize;
-use sealvol_volume::{LayerId, Unpaced, Volume, VolumeError, VolumeId, view};
+use sealvol_volume::{LayerId, Merge, Unpaced, Volume, VolumeError, VolumeId, view};
 
 use crate::crash::{SIZE, WINDOW, WINDOWS, Work, version_of};
 use crate::rig::{Disk, Handle, History, PIECE, Tower, key, seeds};
@@ -22,7 +22,10 @@ enum Change {
 }
 
 /// A merge of this layer with the one above it, under way.
-struct Merging(LayerId, Handle<Result<(), VolumeError>>);
+enum Merging {
+    Up(LayerId, Handle<Result<(), VolumeError>>),
+    Down(LayerId, Handle<Result<Arc<Merge<Disk>>, VolumeError>>),
+}
 
 struct Campaign {
     tower: Tower,
@@ -31,11 +34,16 @@ struct Campaign {
     versions: u64,
     /// What each snapshot held when it was there first.
     snapshots: Vec<(LayerId, Content)>,
-    done: [u64; 4],
+    /// Clones that are left, and what each held when it was closed.
+    clones: Vec<(VolumeId, Content)>,
+    /// Snapshots, cut-overs, clones, merges up, merges down, and of those the ones that the registry alone heard of.
+    done: [u64; 6],
     /// Requests, copies, snapshots, cut-overs and merges that were begun.
     operations: u64,
     /// Whether this life ends with a kill, and not with the power.
     killed: bool,
+    /// Whether it ends now.
+    ends: bool,
 }
 
 fn read_all(tower: &mut Tower, volume: &Arc<Volume<Disk>>) -> Content {
@@ -72,9 +80,11 @@ impl Campaign {
             history: Arc::default(),
             versions: 0,
             snapshots: Vec::new(),
-            done: [0; 4],
+            clones: Vec::new(),
+            done: [0; 6],
             operations: 0,
             killed: false,
+            ends: false,
         }
     }
 
@@ -93,7 +103,7 @@ impl Campaign {
             let cut = async move { volume.cut_over().await.map(|_| ()) };
             return Some(Change::CutOver(self.tower.executor.start(cut)));
         }
-        let under = key(self.tower.random.below(3).to_le_bytes()[0]);
+        let under = key(self.tower.random.below(2).to_le_bytes()[0]);
         let parts = self.tower.new_top(&volume, under).ok()?;
         let began = self.history.lock().unwrap().now();
         let snapshot = async move { volume.snapshot(parts.await?).await.map(|layer| layer.id()) };
@@ -146,12 +156,21 @@ impl Campaign {
         let layers = volume.layers();
         let dying = layers[self.tower.random.index(layers.len())].id();
         let alone = self.tower.children(dying) == 1 && dying != layers[0].id();
-        alone.then(|| Merging(dying, self.tower.start_merge(volume, dying)))
+        if alone && self.tower.random.chance(2, 3) {
+            // It was deleted, and what is brought down hides what it was.
+            self.snapshots.retain(|(layer, _)| *layer != dying);
+            let handle = self.tower.start_merge_down(volume, dying);
+            return Some(Merging::Down(dying, handle));
+        }
+        alone.then(|| Merging::Up(dying, self.tower.start_merge(volume, dying)))
     }
 
     /// Looks at what a merge ended with.
     fn merged(&mut self, volume: &Arc<Volume<Disk>>, merging: Merging) {
-        let Merging(dying, handle) = merging;
+        let (dying, handle) = match merging {
+            Merging::Up(dying, handle) => (dying, handle),
+            Merging::Down(dying, handle) => return self.merged_down(volume, dying, &handle),
+        };
         match self.tower.executor.finish(&handle) {
             _ if !self.tower.disk.is_powered() => {}
             Ok(()) => {
@@ -165,6 +184,45 @@ impl Campaign {
             Err(VolumeError::NotNearest { .. } | VolumeError::NotSealed { .. }) => {}
             Err(error) => panic!("{error}"),
         }
+    }
+
+    /// Looks at what a merge down ended with: the registry hears of it, and, unless that is the last thing that this life does, the
+    /// volume.
+    fn merged_down(
+        &mut self,
+        volume: &Arc<Volume<Disk>>,
+        dying: LayerId,
+        handle: &Handle<Result<Arc<Merge<Disk>>, VolumeError>>,
+    ) {
+        let merge = match self.tower.executor.finish(handle) {
+            _ if !self.tower.disk.is_powered() => return,
+            Ok(merge) => merge,
+            Err(
+                VolumeError::NotNearest { .. }
+                | VolumeError::NotSealed { .. }
+                | VolumeError::OtherDataKey { .. },
+            ) => return,
+            Err(error) => panic!("{error}"),
+        };
+        if self.tower.children(dying) != 1 {
+            // Cut over meanwhile.
+            return;
+        }
+        let gone = self.tower.hand_down(dying);
+        for (layer, _) in &mut self.snapshots {
+            if *layer == gone {
+                *layer = dying;
+            }
+        }
+        self.done[4] += 1;
+        if self.tower.random.chance(1, 4) {
+            self.done[5] += 1;
+            self.ends = true;
+            return;
+        }
+        self.tower.leave_out_handed_down(&[volume], &merge, gone);
+        drop(merge);
+        // Not its files: the power may go while they do, and nobody looks for them.
     }
 
     /// Works until the power goes, or the operations are used up; requests may be under way when it returns.
@@ -214,7 +272,7 @@ impl Campaign {
                 let at = random.index(running.len());
                 self.tower.executor.finish(&running.swap_remove(at));
             }
-            if !self.tower.disk.is_powered() {
+            if self.ends || !self.tower.disk.is_powered() {
                 break;
             }
         }
@@ -229,6 +287,17 @@ impl Campaign {
             assert!(found == content, "a snapshot changed");
             self.snapshots.push((layer, content));
         }
+        for (clone, content) in std::mem::take(&mut self.clones) {
+            let copy = self.tower.open(clone).unwrap();
+            assert!(read_all(&mut self.tower, &copy) == content, "a clone");
+            self.tower.close(copy).unwrap();
+            // Those that stay keep layers from going.
+            if self.tower.random.chance(1, 2) {
+                self.clones.push((clone, content));
+            } else {
+                self.tower.forget_volume(clone);
+            }
+        }
         let Some((layer, content)) = self.snapshots.last().cloned() else {
             return;
         };
@@ -238,7 +307,9 @@ impl Campaign {
         let copy = self.tower.open(clone).unwrap();
         assert!(read_all(&mut self.tower, &copy) == content);
         self.tower.write(&copy, 100, &[7; 5000]).unwrap();
+        let content = read_all(&mut self.tower, &copy);
         self.tower.close(copy).unwrap();
+        self.clones.push((clone, content));
         self.done[2] += 1;
     }
 
@@ -252,7 +323,7 @@ impl Campaign {
         let mut volume = self.reopen();
         for _ in 0..LIVES {
             let killed = self.tower.random.chance(1, 3);
-            self.killed = killed;
+            (self.killed, self.ends) = (killed, false);
             self.arm();
             self.live(&volume);
             drop(volume);
@@ -290,7 +361,7 @@ impl Campaign {
 }
 
 fn lose_nothing(sector_size: UnitSize) {
-    let (mut done, mut operations) = ([0; 4], 0);
+    let (mut done, mut operations) = ([0; 6], 0);
     for seed in seeds(250) {
         let mut campaign = Campaign::new(seed, sector_size);
         campaign.run();
@@ -301,7 +372,9 @@ fn lose_nothing(sector_size: UnitSize) {
     }
     // One seed alone may see none of a kind.
     if std::env::var_os("SEALVOL_SEED").is_none() {
-        println!("{operations} operations; {done:?} snapshots, cut-overs, clones, merges");
+        println!(
+            "{operations} operations; {done:?} snapshots, cut-overs, clones, merges up, down, and down before an end"
+        );
         assert!(done.iter().all(|times| *times > 5), "{done:?}");
     }
 }

@@ -59,6 +59,7 @@ impl Registry {
             commitment: None,
             generation: 1,
             bound: false,
+            former_parents: Vec::new(),
         };
         Arc::new(Self {
             spawner,

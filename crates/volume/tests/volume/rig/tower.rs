@@ -258,8 +258,10 @@ impl Tower {
         let (cut, id) = (Arc::clone(volume), volume.top().params().volume);
         let below = self.executor.run(async move { cut.cut_over().await })?;
         let top = volume.top().id();
-        self.registry(top)
-            .change_pins(|pins| pins.params.parent = None);
+        self.registry(top).change_pins(|pins| {
+            pins.params.parent = None;
+            pins.former_parents.clear();
+        });
         self.stacks.insert(id, vec![top]);
         Ok(below.iter().map(|layer| layer.id()).collect())
     }
@@ -294,6 +296,86 @@ impl Tower {
         })
     }
 
+    /// Merges what lies on a layer down into it, tells the registry and removes the files.
+    pub(crate) fn merge_down(&mut self, volume: &Tall, dying: LayerId) -> Result<(), VolumeError> {
+        let merge = self.start_merge_down(volume, dying);
+        let merge = self.executor.finish(&merge)?;
+        self.merged_down(&[volume], merge);
+        Ok(())
+    }
+
+    /// Begins a merge down, to its end but for what the registry hears and the files.
+    pub(crate) fn start_merge_down(
+        &mut self,
+        volume: &Tall,
+        dying: LayerId,
+    ) -> Handle<Result<Arc<Merge<Disk>>, VolumeError>> {
+        let volume = Arc::clone(volume);
+        self.executor.start(async move {
+            let merge = Merge::begin_down(&volume, dying).await?;
+            loop {
+                let mut next = Some(merge.from());
+                while let Some(from) = next {
+                    next = merge.step(from, 1 << 20, &Unpaced).await?.next;
+                }
+                match merge.finish().await {
+                    Err(VolumeError::LeftBelow { .. }) => {}
+                    ended => break ended.map(|()| Arc::new(merge)),
+                }
+            }
+        })
+    }
+
+    /// What the registry does after a merge down into a layer, in one step: who stood on the one above stands on it. The layer
+    /// that nobody stands on any more.
+    pub(crate) fn hand_down(&mut self, stays: LayerId) -> LayerId {
+        let pairs = self.stacks.values().flat_map(|stack| stack.windows(2));
+        let mut on_it = pairs.filter(|pair| pair[0] == stays).map(|pair| pair[1]);
+        let gone = on_it.next().unwrap();
+        assert!(on_it.all(|other| other == gone), "it has two children");
+        for row in self.layers.values() {
+            row.registry.change_pins(|pins| {
+                if pins.params.parent == Some(gone) {
+                    pins.params.parent = Some(stays);
+                    pins.former_parents.push(gone);
+                }
+            });
+        }
+        for stack in self.stacks.values_mut() {
+            stack.retain(|&layer| layer != gone);
+        }
+        gone
+    }
+
+    /// What a daemon does after a merge down: the registry hears of it, these volumes go on without the layer, and its files go.
+    pub(crate) fn merged_down(&mut self, volumes: &[&Tall], merge: Arc<Merge<Disk>>) {
+        let gone = self.hand_down(merge.stays());
+        self.leave_out_handed_down(volumes, &merge, gone);
+        drop(merge);
+        self.remove(&[gone]);
+    }
+
+    /// The same, but for registry and files.
+    pub(crate) fn leave_out_handed_down(
+        &mut self,
+        volumes: &[&Tall],
+        merge: &Arc<Merge<Disk>>,
+        gone: LayerId,
+    ) {
+        let open: Vec<_> = self.open.values().cloned().collect();
+        self.open.remove(&gone);
+        let volumes: Vec<Tall> = volumes.iter().map(|&volume| Arc::clone(volume)).collect();
+        let merge = Arc::clone(merge);
+        let freed = self.executor.run(async move {
+            merge.hand_down(&open);
+            for volume in volumes {
+                volume.leave_out(gone).await.unwrap();
+            }
+            merge.free().await
+        });
+        assert!(freed.is_ok() || !self.disk.is_powered(), "{freed:?}");
+    }
+
     /// What a daemon does after a merge: the volume goes on without the layer, the registry hears of it, its files go.
     pub(crate) fn merged(&mut self, volume: &Tall, dying: LayerId) {
         let left = Arc::clone(volume);
@@ -308,8 +390,12 @@ impl Tower {
     pub(crate) fn relink(&mut self, volume: &Tall) {
         for layer in volume.layers() {
             let parent = layer.params().parent;
-            self.registry(layer.id())
-                .change_pins(|pins| pins.params.parent = parent);
+            self.registry(layer.id()).change_pins(|pins| {
+                if pins.params.parent != parent {
+                    pins.params.parent = parent;
+                    pins.former_parents.clear();
+                }
+            });
         }
         for stack in self.stacks.values_mut() {
             let mut linked = Vec::new();
@@ -341,6 +427,11 @@ impl Tower {
                 }
             });
         }
+    }
+
+    /// The registry knows nothing of a volume any more.
+    pub(crate) fn forget_volume(&mut self, volume: VolumeId) {
+        self.stacks.remove(&volume);
     }
 
     /// A new volume on the sealed layers of another one, up to `height` of them.
