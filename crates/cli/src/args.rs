@@ -11,10 +11,12 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use sealvol_audit::Anchor;
 use sealvol_control::api::bench::MILLISECONDS;
-use sealvol_control::api::{self, BadSnapshotName, BadVolumeName, SnapshotRef, VolumeName};
+use sealvol_control::api::{
+    self, BadSnapshotName, BadVolumeName, KeySetName, SnapshotRef, VolumeName,
+};
 use sealvol_control::size::Size;
 
-pub(crate) use key::{Key, Rewrap};
+pub(crate) use key::{Key, KeySet, Rewrap};
 
 /// Encrypted block volumes: create, attach, detach, and look at them.
 ///
@@ -344,9 +346,12 @@ pub(crate) struct Create {
     /// of the snapshot's volume]
     #[arg(long, value_name = "KEYREF")]
     pub(crate) key: Option<String>,
+    /// The key set whose key wraps them, now and whatever it names later
+    #[arg(long, value_name = "NAME", conflicts_with = "key")]
+    pub(crate) key_set: Option<KeySetName>,
     /// Make its data key in memory at each attach and nowhere else: what it holds is gone when it is
     /// detached, or the daemon ends
-    #[arg(long, conflicts_with_all = ["key", "from_snapshot", "layers_dir"])]
+    #[arg(long, conflicts_with_all = ["key", "key_set", "from_snapshot", "layers_dir"])]
     pub(crate) ephemeral: bool,
     /// Bytes of a data unit of the cipher: 4096 or 512 [default: 4096, for a clone as it is]
     #[arg(long, value_name = "BYTES",

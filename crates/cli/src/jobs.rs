@@ -11,6 +11,7 @@ use sealvol_control::client::Client;
 use sealvol_control::size::Size;
 
 use crate::args::{Job, Rekey};
+use crate::rewrap;
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
 
@@ -192,6 +193,7 @@ fn result_text(job: &api::Job) -> String {
             "Snapshot {} is there, under data key {}; it has nothing of its source\n",
             copied.snapshot, copied.data_key
         ),
+        Some(api::JobResult::Rewrap(rewrapped)) => rewrap::one(rewrapped),
         None => String::new(),
     }
 }

@@ -5,9 +5,9 @@ use sealvol_control::client::Client;
 use sealvol_control::keychild::KeyChange;
 
 use crate::args::Key;
-use crate::rewrap;
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
+use crate::{key_set, rewrap};
 
 pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
     let (key, change, even_if_used) = match verb {
@@ -19,6 +19,7 @@ pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(
             return print.answer(&client.keys(provider.as_deref()).await?, list);
         }
         Key::Rewrap(options) => return rewrap::run(client, print, options).await,
+        Key::Set(verb) => return key_set::run(client, print, verb).await,
         Key::Show { key } => return print.answer(&client.key(&key).await?, show),
         Key::AcceptTable { provider } => {
             return print.answer(&client.accept_key_table(&provider).await?, accepted);

@@ -10,6 +10,7 @@ mod doctor;
 mod flatten;
 mod jobs;
 mod key;
+mod key_set;
 mod render;
 mod rewrap;
 mod run;

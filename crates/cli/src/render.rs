@@ -75,6 +75,12 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
         let id = format!("{} version {}", volume.key_id, volume.key_version);
         pairs.push(("key id", id));
     }
+    pairs.extend(
+        volume
+            .key_set
+            .iter()
+            .map(|set| ("key set", set.to_string())),
+    );
     pairs.push(("backing", volume.backing.display().to_string()));
     pairs.extend(volume.limits.iter().map(|l| ("limits", limits(l))));
     if let Some(attachment) = &volume.attachment {

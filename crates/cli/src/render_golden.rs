@@ -15,6 +15,7 @@ fn volume_fixture(name: &str, state: api::VolumeState) -> api::Volume {
         key: "local:default".into(),
         key_id: "0d7c".into(),
         key_version: 1,
+        key_set: None,
         ephemeral: false,
         backing: "/var/lib/sealvol/layers".into(),
         limits: None,

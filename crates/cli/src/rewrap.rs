@@ -26,7 +26,10 @@ pub(crate) async fn run(
     print: &Printer,
     options: Rewrap,
 ) -> Result<(), CommandError> {
-    let request = api::RewrapVolume { key: options.key };
+    let request = api::RewrapVolume {
+        key: options.key,
+        key_set: options.key_set,
+    };
     if let Some(name) = options.name {
         let rewrapped = vec![client.rewrap_volume(&name, &request).await?];
         let failed = Vec::new();
@@ -75,7 +78,7 @@ fn render(report: &Report) -> String {
     text
 }
 
-fn one(done: &Rewrapped) -> String {
+pub(crate) fn one(done: &Rewrapped) -> String {
     let keys = match done.data_keys {
         1 => "1 data key".to_owned(),
         count => format!("{count} data keys"),

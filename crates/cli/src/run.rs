@@ -244,6 +244,7 @@ fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
         name: create.name,
         size: create.size.map(|size| size.bytes()),
         key: create.key,
+        key_set: create.key_set,
         sector_size: create.sector_size,
         backing: backing.transpose()?,
         layers_dir: layers_dir.transpose()?,

@@ -39,6 +39,11 @@
 //! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
 //! | `POST /v1/keys/PROVIDER:KEY/change` | [`ChangeKey`]   | [`Key`]         | administer |
 //! | `POST /v1/keys/PROVIDER/accept-table` |               | [`KeyTable`]    | administer |
+//! | `GET /v1/key-sets`                |                   | [`KeySetList`]  | any        |
+//! | `POST /v1/key-sets`               | [`CreateKeySet`]  | [`KeySet`]      | administer |
+//! | `GET /v1/key-sets/NAME`           |                   | [`KeySet`]      | any        |
+//! | `POST /v1/key-sets/NAME/update`   | [`UpdateKeySet`]  | [`KeySet`]      | administer |
+//! | `DELETE /v1/key-sets/NAME`        |                   | [`KeySet`]      | administer |
 //!
 //! "Any" is one of the three rights, whichever; who has none is refused everything. An empty body
 //! means all defaults where the request allows it. A request with an unknown field is refused.
@@ -59,6 +64,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 mod jobs;
+mod key_sets;
 mod keys;
 mod revocation;
 mod rewrap;
@@ -68,6 +74,10 @@ mod status;
 pub use jobs::{
     Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
     RekeyVolume, Rekeyed,
+};
+pub use key_sets::{
+    BadKeySetName, CreateKeySet, KeySet, KeySetList, KeySetMember, KeySetName, RewrapWhen,
+    UpdateKeySet,
 };
 pub use keys::{ChangeKey, CreateKey, Key, KeyList, KeyTable, KeyVersion};
 pub use revocation::{Enforcement, OnRevoke};
@@ -95,6 +105,8 @@ pub const SNAPSHOTS: &str = "/v1/snapshots";
 pub const JOBS: &str = "/v1/jobs";
 /// Path of the keys; one key is below it by its reference.
 pub const KEYS: &str = "/v1/keys";
+/// Path of the key sets; one is below it by its name.
+pub const KEY_SETS: &str = "/v1/key-sets";
 
 /// The socket that is asked when nobody names another.
 pub const DEFAULT_SOCKET: &str = "/run/sealvol/control.sock";
@@ -175,6 +187,9 @@ pub struct CreateVolume {
     /// `PROVIDER:KEY` that wraps its data keys; if absent, `local:default`, or for a clone that of the volume it is made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// The key set whose key wraps them, now and later; a clone is in that of the volume it is made from if neither is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_set: Option<KeySetName>,
     /// Bytes of one data unit of the cipher: 4096 (if absent) or 512. A clone has that of the volume it is made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sector_size: Option<u32>,
@@ -403,6 +418,9 @@ pub struct Volume {
     pub key_id: String,
     /// Version of the key-encryption key.
     pub key_version: u32,
+    /// The key set that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_set: Option<KeySetName>,
     /// Its key is made in memory at each attach and never wrapped: what it holds is gone when it is detached.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ephemeral: bool,

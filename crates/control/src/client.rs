@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use crate::api::{self, ApiError, ErrorKind, SnapshotRef, VolumeName};
+use crate::api::{self, ApiError, ErrorKind, KeySetName, SnapshotRef, VolumeName};
 
 /// Why a call brought no answer.
 #[derive(Debug, Error)]
@@ -404,6 +404,40 @@ impl Client {
     pub async fn accept_key_table(&self, provider: &str) -> Result<api::KeyTable, ClientError> {
         let path = format!("{}/{}/accept-table", api::KEYS, escaped(provider));
         self.send(Method::POST, &path, &NoFields {}).await
+    }
+
+    /// The key sets.
+    pub async fn key_sets(&self) -> Result<api::KeySetList, ClientError> {
+        self.get(api::KEY_SETS).await
+    }
+
+    /// One key set.
+    pub async fn key_set(&self, name: &KeySetName) -> Result<api::KeySet, ClientError> {
+        self.get(&format!("{}/{name}", api::KEY_SETS)).await
+    }
+
+    /// A new key set.
+    pub async fn create_key_set(
+        &self,
+        request: &api::CreateKeySet,
+    ) -> Result<api::KeySet, ClientError> {
+        self.send(Method::POST, api::KEY_SETS, request).await
+    }
+
+    /// Another key for a key set, or another time to wrap anew.
+    pub async fn update_key_set(
+        &self,
+        name: &KeySetName,
+        request: &api::UpdateKeySet,
+    ) -> Result<api::KeySet, ClientError> {
+        let path = format!("{}/{name}/update", api::KEY_SETS);
+        self.send(Method::POST, &path, request).await
+    }
+
+    /// Deletes a key set without members.
+    pub async fn delete_key_set(&self, name: &KeySetName) -> Result<api::KeySet, ClientError> {
+        let path = format!("{}/{name}", api::KEY_SETS);
+        self.send(Method::DELETE, &path, &NoFields {}).await
     }
 
     async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {

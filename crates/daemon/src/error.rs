@@ -7,7 +7,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sealvol_control::api::{BadSnapshotName, BadVolumeName, SnapshotRef, VolumeName};
+use sealvol_control::api::{
+    BadKeySetName, BadSnapshotName, BadVolumeName, KeySetName, SnapshotRef, VolumeName,
+};
 use sealvol_control::key_ref::{KeyRef, KeyRefError};
 use sealvol_control::keychild::{KeyChildError, KeyFailure, Right};
 use sealvol_crypto::KeyError;
@@ -290,6 +292,31 @@ pub enum Error {
         /// Those volumes, by name.
         volumes: Vec<VolumeName>,
     },
+    /// The volume's key is that of a key set, and another one was named.
+    #[error("volume {name}: it is in key set {set}, which says what key it has")]
+    InKeySet {
+        /// The volume.
+        name: VolumeName,
+        /// The set.
+        set: KeySetName,
+    },
+    /// Volumes are in the key set.
+    #[error("key set {set}: volumes are in it: {}", names(volumes))]
+    KeySetInUse {
+        /// The set.
+        set: KeySetName,
+        /// Those volumes, by name.
+        volumes: Vec<VolumeName>,
+    },
+    /// A key set's name is taken.
+    #[error("key set {0}: there is one of that name already")]
+    KeySetTaken(KeySetName),
+    /// There is no such key set.
+    #[error("key set {0}: there is none of that name")]
+    NoSuchKeySet(KeySetName),
+    /// A name that no key set can have.
+    #[error(transparent)]
+    BadKeySetName(#[from] BadKeySetName),
     /// It is no key reference.
     #[error(transparent)]
     KeyRef(#[from] KeyRefError),

@@ -1,8 +1,8 @@
 //! What may be typed about keys.
 
-use clap::builder::RangedI64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser};
 use clap::{ArgGroup, Args, Subcommand};
-use sealvol_control::api::VolumeName;
+use sealvol_control::api::{KeySetName, RewrapWhen, VolumeName};
 use sealvol_control::keychild::{DELETION_WINDOW, ROTATION_PERIOD};
 
 #[derive(Debug, Subcommand)]
@@ -96,6 +96,58 @@ pub(crate) enum Key {
     /// does not help against whoever has an old superblock and the old key. What still has copies
     /// under the former key is told.
     Rewrap(Rewrap),
+    /// Names for keys that many volumes share, and go over to another one together
+    #[command(subcommand)]
+    Set(KeySet),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeySet {
+    /// Name a key that volumes share: `volume create --key-set`, `key rewrap --key-set`
+    Create {
+        /// Its name: 1 to 64 letters, digits, `.`, `_`, `-`
+        name: KeySetName,
+        /// The key, as PROVIDER:KEY
+        #[arg(long, value_name = "KEYREF")]
+        key: String,
+        /// When volumes are wrapped anew by the same key: on-rotate, once it has a newer version; or never
+        #[arg(long, value_name = "WHEN", default_value = "never", value_parser = rewrap_when())]
+        rewrap: RewrapWhen,
+    },
+    /// List the key sets
+    List,
+    /// Show one: its key, and what wraps the data keys of each volume in it
+    Show {
+        /// Its name
+        name: KeySetName,
+    },
+    /// Point a set at another key of the same provider: each volume in it is wrapped anew, in use or not
+    ///
+    /// A job for each of them goes on by itself, waits where the key service is away, and goes on
+    /// after a restart; `key set show` and `job list` tell how far they are. No block changes.
+    #[command(group(ArgGroup::new("what").required(true).multiple(true)))]
+    Update {
+        /// Its name
+        name: KeySetName,
+        /// The other key, as PROVIDER:KEY
+        #[arg(long, value_name = "KEYREF", group = "what")]
+        key: Option<String>,
+        /// on-rotate, or never
+        #[arg(long, value_name = "WHEN", group = "what", value_parser = rewrap_when())]
+        rewrap: Option<RewrapWhen>,
+    },
+    /// Delete a set that no volume is in
+    Delete {
+        /// Its name
+        name: KeySetName,
+    },
+}
+
+fn rewrap_when() -> impl TypedValueParser<Value = RewrapWhen> {
+    PossibleValuesParser::new(["on-rotate", "never"]).map(|text| match text.as_str() {
+        "on-rotate" => RewrapWhen::OnRotate,
+        _ => RewrapWhen::Never,
+    })
 }
 
 fn days(range: std::ops::RangeInclusive<u32>) -> RangedI64ValueParser<u32> {
@@ -112,7 +164,11 @@ pub(crate) struct Rewrap {
     /// Every volume, one after the other
     #[arg(long, group = "which")]
     pub(crate) all: bool,
-    /// The key that is to wrap them, as PROVIDER:KEY, of the same provider [default: the volume's]
+    /// The key that is to wrap them, as PROVIDER:KEY, of the same provider; a volume leaves its key set
+    /// by that [default: that of its key set, or its own]
     #[arg(long, value_name = "KEYREF")]
     pub(crate) key: Option<String>,
+    /// The key set that it is to be in, whose key is to wrap them
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["key", "all"])]
+    pub(crate) key_set: Option<KeySetName>,
 }

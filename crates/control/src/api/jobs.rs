@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::VolumeName;
+use super::{Rewrapped, VolumeName};
 
 /// Bytes a second that a job may be held to at least: it works in pieces of so many bytes.
 pub const JOB_RATE_MIN: u64 = 1 << 20;
@@ -80,6 +80,8 @@ pub enum JobKind {
     Rekey,
     /// See [`super::CopySnapshot`].
     SnapshotCopy,
+    /// See [`super::UpdateKeySet`].
+    Rewrap,
 }
 
 impl fmt::Display for JobKind {
@@ -87,6 +89,7 @@ impl fmt::Display for JobKind {
         f.pad(match self {
             Self::Rekey => "rekey",
             Self::SnapshotCopy => "snapshot-copy",
+            Self::Rewrap => "rewrap",
         })
     }
 }
@@ -135,6 +138,8 @@ pub enum JobResult {
     Rekey(Rekeyed),
     /// Of a [`JobKind::SnapshotCopy`].
     SnapshotCopy(Copied),
+    /// Of a [`JobKind::Rewrap`].
+    Rewrap(Rewrapped),
 }
 
 /// A snapshot that was copied under another key.

@@ -2,15 +2,19 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::VolumeName;
+use super::{KeySetName, VolumeName};
 
 /// Ask to wrap the data keys of a volume anew: the same keys, no block changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RewrapVolume {
-    /// `PROVIDER:KEY` that is to wrap them, by its newest version; the volume's present one if absent.
+    /// `PROVIDER:KEY` that is to wrap them, by its newest version; if absent, that of its key set, or its present one. A volume
+    /// that is given a key leaves its key set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// The key set that it is to be in, whose key is to wrap them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_set: Option<KeySetName>,
 }
 
 /// What a [`RewrapVolume`] did, and what the former wrapping still opens.

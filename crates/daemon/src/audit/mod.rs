@@ -32,7 +32,7 @@ pub(crate) struct Record {
     /// The volume's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<String>,
-    /// The volume's name at the time.
+    /// The volume's name at the time, or the key set's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The key-encryption key, as `PROVIDER:KEY`.
@@ -83,10 +83,14 @@ pub(crate) enum Operation {
     CopySnapshot,
     /// A key-encryption key was made.
     CreateKey,
+    /// A key set is about to be made.
+    CreateKeySet,
     /// A part of a volume's map is damaged or tampered with, and its range answers with errors.
     Damage,
     /// A volume was deleted.
     Delete,
+    /// A key set is about to be deleted.
+    DeleteKeySet,
     /// A snapshot was deleted.
     DeleteSnapshot,
     /// A key-encryption key is about to be destroyed, its waiting period being over; or was.
@@ -121,6 +125,8 @@ pub(crate) enum Operation {
     Shred,
     /// A data key was unwrapped.
     Unwrap,
+    /// A key set is about to name that key, and its members to be wrapped by it.
+    UpdateKeySet,
 }
 
 impl Record {

@@ -35,6 +35,7 @@ fn kind(error: &Error) -> ErrorKind {
         Error::BadName(_)
         | Error::BadRequest(_)
         | Error::BadSnapshotName(_)
+        | Error::BadKeySetName(_)
         | Error::Backing { .. }
         | Error::DeviceSize { .. }
         | Error::DirectUnit { .. }
@@ -54,6 +55,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::Stranger(_) => ErrorKind::Refused,
         Error::NoSuchCall { .. }
         | Error::NoSuchJob(_)
+        | Error::NoSuchKeySet(_)
         | Error::NoSuchProvider { .. }
         | Error::NoSuchSnapshot(_)
         | Error::NoSuchVolume(_) => ErrorKind::NotFound,
@@ -64,7 +66,10 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::Ephemeral { .. }
         | Error::EphemeralAttached(_)
         | Error::JobUnderWay { .. }
+        | Error::InKeySet { .. }
         | Error::KeyInUse { .. }
+        | Error::KeySetInUse { .. }
+        | Error::KeySetTaken(_)
         | Error::Measuring
         | Error::NotCancellable { .. }
         | Error::NotServed(_)
@@ -201,6 +206,16 @@ fn next_step(error: &Error) -> Option<&'static str> {
         }
         Error::NoSuchSnapshot(_) => "See `sealvol snapshot list`",
         Error::NoSuchJob(_) => "See `sealvol job list`",
+        Error::NoSuchKeySet(_) => "See `sealvol key set list`",
+        Error::KeySetTaken(_) => {
+            "Choose another name, or change that one by `sealvol key set update`"
+        }
+        Error::KeySetInUse { .. } => {
+            "Take them out by `sealvol key rewrap VOLUME --key KEYREF`, or delete them"
+        }
+        Error::InKeySet { .. } => {
+            "Leave --key out, point the set at it, or take the volume out by `sealvol key rewrap VOLUME --key KEYREF` first"
+        }
         Error::JobUnderWay { .. } => {
             "Wait for it with `sealvol job watch`, or end it with `sealvol job cancel`"
         }
@@ -255,6 +270,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::BadName(_)
         | Error::Layer { .. }
         | Error::BadSnapshotName(_)
+        | Error::BadKeySetName(_)
         | Error::Key { .. }
         | Error::KeyChild { .. }
         | Error::KeyMemory(_)

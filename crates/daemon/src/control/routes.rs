@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use hyper::Method;
 use hyper::body::Bytes;
 use hyper::http::request::Parts;
-use sealvol_control::api::{SnapshotRef, VolumeName};
+use sealvol_control::api::{KeySetName, SnapshotRef, VolumeName};
 use sealvol_control::keychild::Right;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -58,6 +58,11 @@ enum Route {
     ShowKey(String),
     ChangeKey(String),
     AcceptKeyTable(String),
+    ListKeySets,
+    CreateKeySet,
+    ShowKeySet(KeySetName),
+    UpdateKeySet(KeySetName),
+    DeleteKeySet(KeySetName),
 }
 
 impl Route {
@@ -72,7 +77,9 @@ impl Route {
             | Self::ListJobs
             | Self::ShowJob(_)
             | Self::ListKeys(_)
-            | Self::ShowKey(_) => None,
+            | Self::ShowKey(_)
+            | Self::ListKeySets
+            | Self::ShowKeySet(_) => None,
             Self::CreateVolume | Self::CreateSnapshots | Self::CopySnapshot(_) => {
                 Some(Right::Create)
             }
@@ -99,6 +106,9 @@ impl Route {
             | Self::DeleteSnapshot(_)
             | Self::SnapshotChanges(..)
             | Self::AcceptKeyTable(_)
+            | Self::CreateKeySet
+            | Self::UpdateKeySet(_)
+            | Self::DeleteKeySet(_)
             | Self::ChangeKey(_)
             | Self::CreateKey => Some(Right::Administer),
         }
@@ -212,6 +222,13 @@ async fn carry_out(
         Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
         Route::ChangeKey(key) => json(&daemon.change_key(caller, &key, message(body)?).await?),
         Route::AcceptKeyTable(provider) => json(&daemon.accept_key_table(caller, &provider).await?),
+        Route::ListKeySets => json(&daemon.list_key_sets().await?),
+        Route::CreateKeySet => json(&daemon.create_key_set(caller, message(body)?).await?),
+        Route::ShowKeySet(name) => json(&daemon.show_key_set(name).await?),
+        Route::UpdateKeySet(name) => {
+            json(&daemon.update_key_set(caller, name, message(body)?).await?)
+        }
+        Route::DeleteKeySet(name) => json(&daemon.delete_key_set(caller, name).await?),
     }
 }
 
@@ -273,6 +290,11 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["keys"] if post => Route::CreateKey,
         ["keys", key] if get => Route::ShowKey(key.to_owned()),
         ["keys", key, "change"] if post => Route::ChangeKey(key.to_owned()),
+        ["key-sets"] if get => Route::ListKeySets,
+        ["key-sets"] if post => Route::CreateKeySet,
+        ["key-sets", name] if get => Route::ShowKeySet(name.parse()?),
+        ["key-sets", name] if delete => Route::DeleteKeySet(name.parse()?),
+        ["key-sets", name, "update"] if post => Route::UpdateKeySet(name.parse()?),
         ["keys", provider, "accept-table"] if post => Route::AcceptKeyTable(provider.to_owned()),
         _ => return Err(no_such_call()),
     })
@@ -572,6 +594,36 @@ mod tests {
                 Method::POST,
                 "/v1/keys/local/accept-table".into(),
                 Route::AcceptKeyTable("local".into()),
+                Some(Right::Administer),
+            ),
+            (
+                Method::GET,
+                api::KEY_SETS.to_owned(),
+                Route::ListKeySets,
+                None,
+            ),
+            (
+                Method::POST,
+                api::KEY_SETS.to_owned(),
+                Route::CreateKeySet,
+                Some(Right::Administer),
+            ),
+            (
+                Method::GET,
+                "/v1/key-sets/s".into(),
+                Route::ShowKeySet("s".parse().expect("a name")),
+                None,
+            ),
+            (
+                Method::POST,
+                "/v1/key-sets/s/update".into(),
+                Route::UpdateKeySet("s".parse().expect("a name")),
+                Some(Right::Administer),
+            ),
+            (
+                Method::DELETE,
+                "/v1/key-sets/s".into(),
+                Route::DeleteKeySet("s".parse().expect("a name")),
                 Some(Right::Administer),
             ),
         ];

@@ -35,14 +35,14 @@ use std::time::{Duration, Instant};
 use sealvol_control::api::{self, JobState, VolumeName};
 use sealvol_store::FileStore;
 use sealvol_volume::{Volume, VolumeId};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
 use crate::limits::Limiter;
 use crate::registry::JobRow;
 use copying::{Clients, Copiers, Cursor};
 use progress::Progress;
 
-pub(crate) use work::{LayerCopy, Rekey, Work};
+pub(crate) use work::{LayerCopy, Rekey, RewrapMember, Work};
 
 /// The number of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +81,7 @@ pub(crate) struct Job {
     /// Where its copying goes on.
     pub(crate) cursor: tokio::sync::Mutex<Cursor>,
     rate_max: Option<u64>,
+    longest_pause: Duration,
     limiter: Option<Limiter>,
     clients: Clients,
     /// Why it waits.
@@ -99,6 +100,7 @@ impl Job {
             progress: Progress::new(row.done, row.total),
             cursor: tokio::sync::Mutex::default(),
             rate_max: row.work.rate_max(),
+            longest_pause: run::longest_pause(&row.work),
             limiter: copying::limiter(row.work.rate_max()),
             clients: Clients::default(),
             waits: Mutex::new(row.reason.clone()),
@@ -118,7 +120,6 @@ impl Job {
 }
 
 /// The jobs at work in this process.
-#[derive(Default)]
 pub(crate) struct Jobs {
     working: Mutex<HashMap<JobId, Arc<Job>>>,
     pub(crate) copiers: Copiers,
@@ -130,6 +131,22 @@ pub(crate) struct Jobs {
     stopping: watch::Sender<bool>,
     /// None is at work.
     idle: Notify,
+    /// Turns to wrap a volume anew for its key set: each starts key children, and a set may have a thousand members.
+    rewraps: Semaphore,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            working: Mutex::default(),
+            copiers: Copiers::default(),
+            opened: Mutex::default(),
+            copies: Mutex::default(),
+            stopping: watch::Sender::default(),
+            idle: Notify::default(),
+            rewraps: Semaphore::new(REWRAPS_AT_ONCE),
+        }
+    }
 }
 
 impl Jobs {
@@ -154,6 +171,17 @@ impl Jobs {
 
     fn get(&self, id: JobId) -> Option<Arc<Job>> {
         self.working().get(&id).cloned()
+    }
+
+    /// A turn to wrap a volume anew for its key set. None if the job has to look up first: somebody wants it to end, or the daemon
+    /// to stop.
+    pub(crate) async fn rewrap_turn(&self, job: &Job) -> Option<SemaphorePermit<'_>> {
+        let mut stopping = self.stopping.subscribe();
+        tokio::select! {
+            turn = self.rewraps.acquire() => turn.ok(),
+            _ = stopping.wait_for(|stops| *stops) => None,
+            () = job.changed.notified() => None,
+        }
     }
 
     /// Something about the volume has changed that a job may wait for.
@@ -269,5 +297,7 @@ impl Jobs {
     }
 }
 
+/// As many as a key service with a modest limit answers without a pause.
+const REWRAPS_AT_ONCE: usize = 4;
 /// How often whoever waits for the end of a job looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);

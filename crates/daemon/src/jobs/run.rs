@@ -53,7 +53,7 @@ impl Daemon {
         });
     }
 
-    async fn work(&self, job: &Arc<Job>) {
+    async fn work(self: &Arc<Self>, job: &Arc<Job>) {
         let mut stopping = self.jobs.stopping.subscribe();
         let mut pause = FIRST_PAUSE;
         let mut saved = Instant::now();
@@ -79,14 +79,14 @@ impl Daemon {
                         () = job.changed.notified() => {}
                         () = tokio::time::sleep(pause) => {}
                     }
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    pause = (pause * 2).min(job.longest_pause);
                 }
             }
         }
     }
 
     /// One step of a job, or its end. An error is one that may pass.
-    async fn step_or_end(&self, job: &Arc<Job>) -> Result<Outcome, Error> {
+    async fn step_or_end(self: &Arc<Self>, job: &Arc<Job>) -> Result<Outcome, Error> {
         let _leave = self.leave().await?;
         let row = self.job_row(job.id).await?;
         if job.is_cancelled() && self.may_be_cancelled(&row) {
@@ -103,6 +103,7 @@ impl Daemon {
         }
         let step = match &row.work {
             Work::Rekey(rekey) => self.rekey_step(job, rekey).await,
+            Work::Rewrap(member) => self.rewrap_step(job, member).await,
         };
         match step {
             Ok(Step::More) => Ok(Outcome::More),
@@ -136,6 +137,8 @@ impl Daemon {
         match &row.work {
             // Copies of snapshots' layers are nobody's then, and go.
             Work::Rekey(rekey) => !rekey.cut_over || (rekey.with_snapshots && !rekey.switched),
+            // A step is the whole of it, and leaves the volume under one key or the other.
+            Work::Rewrap(_) => true,
         }
     }
 
@@ -209,8 +212,15 @@ impl Daemon {
 
 /// What a job leaves that is cancelled, if somebody has to see to it.
 fn what_is_left(row: &JobRow) -> Option<String> {
-    let snapshot = row.work.then_snapshot()?;
     let name = &row.name;
+    if let Work::Rewrap(member) = &row.work {
+        let set = &member.key_set;
+        return Some(format!(
+            "volume {name} stays under its key for now; while it is in key set {set}, which names another one, that is tried again \
+             within the hour. Take it out with `sealvol key rewrap {name} --key KEYREF`, or point the set at the former key"
+        ));
+    }
+    let snapshot = row.work.then_snapshot()?;
     Some(format!(
         "snapshot {name}@{snapshot} was not made; volume {name} is left, a clone that shares layers with its source. \
          Delete it with `sealvol volume delete {name}`, or use it as it is"
@@ -239,6 +249,12 @@ fn may_pass(error: &Error) -> bool {
 /// After the first error that may pass.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// What is seen to is gone on with within so long.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+pub(super) fn longest_pause(work: &Work) -> Duration {
+    match work {
+        Work::Rekey(_) => Duration::from_secs(30),
+        // Each attempt asks a key service and is a record of the audit log, for every member of a set.
+        Work::Rewrap(_) => Duration::from_secs(300),
+    }
+}
 /// How far a job has come is recorded so often.
 const SAVED_EVERY: Duration = Duration::from_secs(5);

@@ -12,6 +12,15 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Work {
     /// `operations/rekey.rs`.
     Rekey(Rekey),
+    /// `operations/key_sets.rs`.
+    Rewrap(RewrapMember),
+}
+
+/// A volume is to be wrapped anew by what its key set names, whatever that is by then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RewrapMember {
+    /// The set's name. A volume that has left it stays as it is.
+    pub key_set: String,
 }
 
 /// A re-key: of what is below the volume's top, nothing is to be left.
@@ -69,6 +78,7 @@ impl Work {
         match self {
             Self::Rekey(rekey) if rekey.then_snapshot.is_some() => JobKind::SnapshotCopy,
             Self::Rekey(_) => JobKind::Rekey,
+            Self::Rewrap(_) => JobKind::Rewrap,
         }
     }
 
@@ -76,6 +86,7 @@ impl Work {
     pub(crate) fn rate_max(&self) -> Option<u64> {
         match self {
             Self::Rekey(rekey) => rekey.rate,
+            Self::Rewrap(_) => None,
         }
     }
 
@@ -83,6 +94,7 @@ impl Work {
     pub(crate) fn then_snapshot(&self) -> Option<&str> {
         match self {
             Self::Rekey(rekey) => rekey.then_snapshot.as_deref(),
+            Self::Rewrap(_) => None,
         }
     }
 
@@ -94,6 +106,7 @@ impl Work {
                 add(&mut rekey.old_keys, old_keys);
                 add(&mut rekey.to_destroy, orphans);
             }
+            Self::Rewrap(_) => {}
         }
     }
 }
@@ -103,6 +116,7 @@ impl Work {
     pub(crate) fn has_begun_copies(&mut self, layers: Vec<LayerCopy>) {
         match self {
             Self::Rekey(rekey) => rekey.copies = Some(layers),
+            Self::Rewrap(_) => {}
         }
     }
 
@@ -115,6 +129,7 @@ impl Work {
                 add(&mut rekey.old_keys, old_keys);
                 add(&mut rekey.to_destroy, orphans);
             }
+            Self::Rewrap(_) => {}
         }
     }
 
@@ -122,6 +137,7 @@ impl Work {
     pub(crate) fn gives_up_copies(&mut self) -> bool {
         match self {
             Self::Rekey(rekey) => rekey.copies.take().is_some(),
+            Self::Rewrap(_) => false,
         }
     }
 }

@@ -42,6 +42,7 @@ impl Daemon {
         let create = api::CreateVolume {
             name: format!("bench-{}", &id[..8]).parse()?,
             size: Some(SIZE),
+            key_set: None,
             key: None,
             sector_size: None,
             backing: None,

@@ -89,15 +89,19 @@ impl Daemon {
             fresh_key = Some(api::FreshKey { rate: copy.rate });
         }
         check_rate(fresh_key.as_ref().and_then(|fresh| fresh.rate))?;
-        let request = self.complete(request, &source)?;
+        let mut request = self.complete(request, &source)?;
+        if request.key.is_none() && request.key_set.is_none() && copy.is_none() {
+            request.key_set = self.set_of(&source.row).await?.map(|set| set.name);
+        }
+        if request.key_set.is_none() {
+            let same = || Some(source.row.key.to_string());
+            request.key = request.key.or_else(same);
+        }
         let new = NewVolume {
             parent: Some(found.layer),
             ..self.check_create(caller, &request).await?
         };
-        let registered = new.clone();
-        self.registry
-            .call(move |registry| registry.begin_create(&registered))
-            .await?;
+        self.begin_create(&new, request.key_set).await?;
         drop(steady);
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
         let job = fresh_key.map(|fresh| copy_job(caller, &new, &source, &fresh, copy.as_ref()));
@@ -140,7 +144,7 @@ impl Daemon {
         }
     }
 
-    /// The request with what a clone has from its source.
+    /// The request with what a clone has from its source, but for its key.
     fn complete(
         &self,
         request: api::CreateVolume,
@@ -175,11 +179,9 @@ impl Daemon {
                 layers: depth,
             });
         }
-        let key = request.key.clone();
         Ok(api::CreateVolume {
             size: Some(size),
             sector_size: u32::try_from(has.bytes()).ok(),
-            key: key.or_else(|| Some(source.row.key.to_string())),
             ..request
         })
     }

@@ -40,6 +40,7 @@ impl Daemon {
         let clone = api::CreateVolume {
             name: to.volume.clone(),
             size: None,
+            key_set: None,
             key: request.key,
             sector_size: None,
             backing: None,

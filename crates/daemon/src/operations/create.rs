@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use sealvol_control::api::{self, VolumeName};
+use sealvol_control::api::{self, KeySetName, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{Right, Wrapped};
 use sealvol_crypto::{Commitment, UnitSize};
@@ -40,16 +40,14 @@ impl Daemon {
             let cause = "a fresh key is for clones: it names no snapshot to begin as";
             return Err(Error::BadRequest(cause.to_owned()));
         }
-        if request.ephemeral && (request.key.is_some() || request.layers_dir.is_some()) {
+        let named = request.key.is_some() || request.key_set.is_some();
+        if request.ephemeral && (named || request.layers_dir.is_some()) {
             let cause = "an ephemeral volume has no key that somebody wraps, and no further layers";
             return Err(Error::BadRequest(cause.to_owned()));
         }
         let _turn = self.turn(&request.name).await;
         let new = self.check_create(caller, &request).await?;
-        let row = new.clone();
-        self.registry
-            .call(move |registry| registry.begin_create(&row))
-            .await?;
+        self.begin_create(&new, request.key_set).await?;
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
         let made = if new.ephemeral {
             let made = self.make_ephemeral_files(&new, &place).await;
@@ -74,6 +72,26 @@ impl Daemon {
         }
     }
 
+    /// Registers it, and in the same moment where it belongs.
+    pub(super) async fn begin_create(
+        &self,
+        new: &NewVolume,
+        key_set: Option<KeySetName>,
+    ) -> Result<(), Error> {
+        let new = new.clone();
+        self.registry
+            .call(move |registry| {
+                registry.begin_create(&new)?;
+                match &key_set {
+                    // Before it exists for anybody else: a start that finds it so undoes it whole.
+                    Some(set) => registry.join_key_set(new.id, set),
+                    None => Ok(()),
+                }
+            })
+            .await?;
+        Ok(())
+    }
+
     pub(super) async fn check_create(
         &self,
         caller: Caller,
@@ -87,8 +105,8 @@ impl Daemon {
         let key = if request.ephemeral {
             no_key()?
         } else {
-            let key = request.key.as_deref();
-            let key = key.map_or_else(|| Ok(KeyRef::default()), str::parse)?;
+            let named = self.named_key(request.key.as_deref(), request.key_set.as_ref());
+            let key = named.await?.unwrap_or_default();
             self.keys.check(&key)?;
             key
         };

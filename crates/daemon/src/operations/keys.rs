@@ -56,7 +56,7 @@ impl Daemon {
     }
 
     pub(crate) async fn change_key(
-        &self,
+        self: &Arc<Self>,
         caller: Caller,
         key: &str,
         request: api::ChangeKey,
@@ -76,9 +76,15 @@ impl Daemon {
             }
             _ => {}
         }
-        let change = request.change.as_str();
+        let (change, rotates) = (
+            request.change.as_str(),
+            matches!(request.change, KeyChange::Rotate),
+        );
         let description = self.keys.change(caller, &key, request.change).await?;
         tracing::info!(%key, change, state = description.state.as_str(), "key changed");
+        if rotates {
+            self.bring_up_all(Some(key.provider())).await;
+        }
         self.shown(&key, &description).await
     }
 
@@ -118,7 +124,7 @@ impl Daemon {
     }
 
     /// Sees to what comes due, as long as the daemon runs: counts the time that it runs, has keys rotated, destroys those whose
-    /// waiting period is over.
+    /// waiting period is over, and has the members of key sets follow.
     pub(crate) async fn tend_keys(self: Arc<Self>) {
         let mut ticks = interval(TEND);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -139,7 +145,7 @@ impl Daemon {
         }
     }
 
-    async fn tend_all(&self) {
+    async fn tend_all(self: &Arc<Self>) {
         for provider in self.keys.to_tend() {
             // One that has no keys yet is no failure.
             if self.keys.missing_database(provider).is_some() {
@@ -156,6 +162,7 @@ impl Daemon {
                 }
             }
         }
+        self.bring_up_all(None).await;
     }
 
     async fn tend_provider(&self, provider: &str) -> Result<(), Error> {

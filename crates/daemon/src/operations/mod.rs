@@ -15,6 +15,7 @@ mod ephemeral;
 mod flatten;
 mod fresh_key;
 mod jobs;
+mod key_sets;
 mod keys;
 mod limit;
 mod merge;

@@ -47,7 +47,11 @@ impl Daemon {
             return self.go_on_detached(&row, job, &request).await;
         }
         let key = match &request.key {
-            Some(key) => key.parse()?,
+            Some(key) => {
+                let key = key.parse()?;
+                self.check_key_of_set(&row, &key).await?;
+                key
+            }
             None => row.key.clone(),
         };
         let fresh = self.proved_key(caller, &row, &key).await?;
@@ -103,7 +107,9 @@ impl Daemon {
             name: row.name.clone(),
             job: job.id.0,
         };
-        let Work::Rekey(mut rekey) = job.work;
+        let Work::Rekey(mut rekey) = job.work else {
+            return Err(under_way);
+        };
         let more = request.with_snapshots && !rekey.with_snapshots;
         if !same || more || row.attached.is_some() || rekey.detached {
             return Err(under_way);

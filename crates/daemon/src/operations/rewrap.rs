@@ -30,7 +30,7 @@ use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::keys::WrappedCopy;
-use crate::registry::{LayerRow, VolumeRow, WrappedBy};
+use crate::registry::{LayerRow, Membership, VolumeRow, WrappedBy};
 use crate::rights::Caller;
 
 /// The data keys of a volume, wrapped anew.
@@ -56,12 +56,21 @@ impl Daemon {
         let row = self.registered(&name).await?;
         self.check_not_being_copied(&row).await?;
         Self::check_not_ephemeral(&row, "its data key is never wrapped")?;
-        let key = match &request.key {
-            Some(key) => key.parse()?,
-            None => row.key.clone(),
+        let (key, set) = (request.key.as_deref(), request.key_set.as_ref());
+        let membership = match (key, set) {
+            (_, Some(set)) => Membership::Joins(set.clone()),
+            (Some(_), None) => Membership::Leaves,
+            (None, None) => Membership::Stays,
+        };
+        let key = match self.named_key(key, set).await? {
+            Some(key) => key,
+            None => match self.set_of(&row).await? {
+                Some(set) => set.key,
+                None => row.key.clone(),
+            },
         };
         self.keys.check(&key)?;
-        let rewrapped = self.rewrap(caller, &row, &key).await;
+        let rewrapped = self.rewrap(caller, &row, &key, membership).await;
         if let Err(error) = &rewrapped
             && !is_recorded(error)
         {
@@ -82,6 +91,7 @@ impl Daemon {
         caller: Caller,
         row: &VolumeRow,
         key: &KeyRef,
+        membership: Membership,
     ) -> Result<api::Rewrapped, Error> {
         let layers = self.layers_of(row).await?;
         let top = &layers[0];
@@ -90,7 +100,7 @@ impl Daemon {
         self.put_keys(row, top, &both).await?;
         let (id, named, by) = (row.id, key.clone(), renewed.by.clone());
         self.registry
-            .call(move |registry| registry.set_rewrapped(id, &named, &by))
+            .call(move |registry| registry.set_rewrapped(id, &named, &by, &membership))
             .await?;
         self.put_keys(row, top, &renewed.records).await?;
         let layers_left = self.renew_sealed(row, &layers[1..], &renewed.records).await;

@@ -179,6 +179,7 @@ impl Daemon {
                 .as_ref()
                 .map_or_else(String::new, |by| by.key_id.clone()),
             key_version: wrapped_by.map_or(0, |by| by.key_version),
+            key_set: parts.key_set,
             backing: self.backing(&row.backing),
             limits: limits(row.limits),
             enforcement: parts.enforcement,
@@ -274,6 +275,7 @@ struct Parts {
     /// Number of the one that has not ended.
     job: Option<u64>,
     enforcement: Option<api::Enforcement>,
+    key_set: Option<api::KeySetName>,
 }
 
 fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Parts, RegistryError> {
@@ -293,6 +295,7 @@ fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Part
         data_keys: registry.data_keys(volume)?,
         snapshots: registry.snapshots(volume)?,
         enforcement: registry.enforcement(volume)?,
+        key_set: registry.key_set_of(volume)?.map(|set| set.name),
         job: registry.job_of(volume)?.map(|job| job.id.0),
     })
 }

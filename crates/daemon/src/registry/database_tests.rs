@@ -361,7 +361,7 @@ fn a_registry_without_ephemeral_volumes_is_taken_over_with_all_that_is_in_it() {
     earlier
         .execute_batch(
             "ALTER TABLE volumes DROP COLUMN ephemeral; ALTER TABLE layers DROP COLUMN former_parents;
-             DROP TABLE key_tables; PRAGMA user_version = 6",
+             DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets; PRAGMA user_version = 6",
         )
         .expect("as version 6 left it");
     let mut fixture = fixture.reopened();

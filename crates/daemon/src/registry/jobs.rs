@@ -274,7 +274,7 @@ pub(super) fn write_work(connection: &Connection, id: JobId, work: &Work) -> Res
     Ok(())
 }
 
-fn job_of(connection: &Connection, volume: VolumeId) -> Result<Option<JobRow>> {
+pub(super) fn job_of(connection: &Connection, volume: VolumeId) -> Result<Option<JobRow>> {
     let sql = format!("SELECT {COLUMNS} FROM jobs WHERE volume = ?1 AND ended IS NULL");
     let row = connection.query_row(&sql, [volume.to_string()], job);
     Ok(row.optional()?)

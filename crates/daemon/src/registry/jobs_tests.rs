@@ -273,7 +273,9 @@ fn what_nobody_stands_on_after_a_cut_over_is_the_jobs_to_destroy() {
     let mut fixture = fixture.reopened();
     let job = fixture.database.job_of(volume.id).expect("read");
     let job = job.expect("not ended");
-    let Work::Rekey(work) = &job.work;
+    let Work::Rekey(work) = &job.work else {
+        panic!("another kind: {job:?}")
+    };
     assert!(work.cut_over);
     assert_eq!(work.layers_to_destroy().expect("ids"), ids);
     assert_eq!(work.old_key_ids().expect("ids"), [volume.data_key]);
@@ -394,7 +396,9 @@ fn snapshots_go_over_to_copies_in_one_step_and_what_they_leave_is_the_jobs() {
         .expect("switched");
     let snapshot = database.snapshot(v.id, &name).expect("read");
     assert_eq!(snapshot.expect("there").layer, copy.id);
-    let Work::Rekey(rekey) = database.job(job).expect("read").expect("there").work;
+    let Work::Rekey(rekey) = database.job(job).expect("read").expect("there").work else {
+        panic!("another kind")
+    };
     assert_eq!((rekey.switched, rekey.copies), (true, None));
     assert_eq!(rekey.to_destroy, [v.layer.to_string()]);
     assert!(rekey.old_keys.contains(&v.data_key.to_string()));

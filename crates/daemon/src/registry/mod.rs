@@ -17,6 +17,7 @@ mod database;
 mod enforcements;
 mod families;
 mod jobs;
+mod key_sets;
 mod key_tables;
 mod merges;
 mod new_layers;
@@ -32,6 +33,7 @@ use tokio::sync::oneshot;
 
 pub(crate) use database::{Database, NewVolume};
 pub(crate) use jobs::{JobEnd, JobRow, NewJob};
+pub(crate) use key_sets::{Begun, KeySetRow, Membership, Newest};
 pub(crate) use rows::{Attached, Backing, LayerRow, RowState, SnapshotRow, VolumeRow, WrappedBy};
 pub(crate) use stacks::NewTop;
 

@@ -124,6 +124,20 @@ const KEY_TABLES: &str = "
     ) STRICT;
 ";
 
+/// Keys that volumes share by name, and the volumes that do. A set is not deleted before its members have left it.
+const KEY_SETS: &str = "
+    CREATE TABLE key_sets (
+        name         TEXT PRIMARY KEY,
+        key          TEXT NOT NULL,
+        on_rotate    INTEGER NOT NULL CHECK (on_rotate IN (0, 1)),
+        created      TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE key_set_members (
+        volume       TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,
+        key_set      TEXT NOT NULL REFERENCES key_sets (name)
+    ) STRICT;
+";
+
 /// What makes version 2 of version 1.
 const TO_VERSION_2: &str =
     "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
@@ -193,6 +207,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.execute_batch(JOBS)?;
             transaction.execute_batch(ENFORCEMENTS)?;
             transaction.execute_batch(KEY_TABLES)?;
+            transaction.execute_batch(KEY_SETS)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
@@ -225,6 +240,7 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             if version >= 4 {
                 transaction.execute_batch(TO_VERSION_9)?;
             }
+            transaction.execute_batch(KEY_SETS)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

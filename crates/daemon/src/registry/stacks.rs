@@ -13,6 +13,7 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 use super::RegistryError;
 use super::database::{Database, Result, insert_data_key, insert_layer};
 use super::jobs::{NewJob, insert_job};
+use super::key_sets::{Membership, set_membership};
 use super::new_layers::is_in_use;
 use super::rows::{self, Attached, LayerRow, SnapshotRow, WrappedBy};
 
@@ -48,14 +49,17 @@ impl Database {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// From now on these copies of the volume's data keys count, and new ones are made under that key.
+    /// From now on these copies of the volume's data keys count, and new ones are made under that key; and so it is in a key set,
+    /// or in none.
     pub(crate) fn set_rewrapped(
         &mut self,
         volume: VolumeId,
         key: &KeyRef,
         keys: &[(DataKeyId, WrappedBy)],
+        membership: &Membership,
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
+        set_membership(&transaction, volume, membership)?;
         let volume = volume.to_string();
         for (data_key, by) in keys {
             transaction.execute(
