@@ -46,6 +46,9 @@ struct Counter {
     stands: u64,
 }
 
+/// A key by its name, or why its file is none.
+pub(super) type Named = (String, Result<Sealed, Refusal>);
+
 impl Sealed {
     pub(super) fn new(id: Uuid, created: u64, policy: &Policy, parts: (&[u8], &[u8])) -> Self {
         Self {
@@ -92,7 +95,7 @@ pub(super) fn named(directory: &Path, name: &str) -> Result<Option<Sealed>, Refu
 }
 
 /// The keys in a directory, by name; one that is damaged is none of the others' business.
-pub(super) fn all(directory: &Path) -> Result<Vec<(String, Result<Sealed, Refusal>)>, Refusal> {
+pub(super) fn all(directory: &Path) -> Result<Vec<Named>, Refusal> {
     let directory = place::trusted_directory(&directory.join("any"))?;
     let system = |source| Refusal::system(&directory, source);
     let mut keys = Vec::new();
