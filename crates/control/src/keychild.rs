@@ -25,6 +25,7 @@ pub mod frame;
 mod lifecycle;
 pub mod message;
 mod pkcs11;
+mod remote;
 mod tpm2;
 mod transit;
 
@@ -52,8 +53,9 @@ pub use message::{
     WRAPPED_MAX, Wrapped,
 };
 pub use pkcs11::{Pkcs11Service, WrapMechanism};
+pub use remote::Address;
 pub use tpm2::{PcrBank, Tpm2Service};
-pub use transit::{Address, Credential, TransitService};
+pub use transit::{Credential, TransitService};
 
 use frame::FrameError;
 

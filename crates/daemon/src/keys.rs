@@ -456,7 +456,8 @@ impl Keys {
                 Ok(answer) => may_pass(&answer.results),
                 Err(source) => source.fault() == Fault::Retry,
             };
-            let wait = pause + jitter(pause);
+            let asked_for = answer.as_ref().map_or(Duration::ZERO, retry_after);
+            let wait = asked_for.max(pause) + jitter(pause);
             let left = until.saturating_duration_since(Instant::now());
             if attempts == Attempts::One || !may_pass || left <= wait + LEAST {
                 let answer = answer.map_err(|source| Error::KeyChild {
@@ -535,6 +536,16 @@ fn about(name: &VolumeName, mut error: Error) -> Error {
 fn may_pass(results: &[CallResult]) -> bool {
     let mut failures = results.iter().filter_map(|result| result.as_ref().err());
     failures.clone().next().is_some() && failures.all(KeyFailure::may_pass)
+}
+
+/// How long the key service wants to be left alone.
+fn retry_after(answer: &Answer) -> Duration {
+    let failures = answer
+        .results
+        .iter()
+        .filter_map(|result| result.as_ref().err());
+    let longest = failures.filter_map(|failure| failure.retry_after_s).max();
+    Duration::from_secs(longest.unwrap_or(0).into())
 }
 
 fn mismatched(done: &Done) -> Error {

@@ -336,6 +336,7 @@ mod tests {
             provider_error: provider_error.to_owned(),
             message: "why".to_owned(),
             next_step: "what".to_owned(),
+            retry_after_s: None,
         });
         Said::of(Err(Error::Key {
             volume: None,

@@ -5,7 +5,6 @@
 //! less of it, less is enforced and the reply says so. `NO_NEW_PRIVS` is not best effort.
 
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use landlock::{
@@ -13,6 +12,8 @@ use landlock::{
     PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 use sealvol_control::keychild::Landlock;
+
+use crate::http::Found;
 
 /// The newest rules that are asked for (Linux 6.12).
 const RULES: ABI = ABI::V6;
@@ -29,7 +30,7 @@ pub(crate) struct Needs {
     /// Files, devices and whole directories to read and write in.
     pub(crate) write: Vec<PathBuf>,
     /// Where to connect to. Landlock knows ports only: another host is not denied.
-    pub(crate) connect: Vec<SocketAddr>,
+    pub(crate) connect: Vec<Found>,
     /// Ports to connect to, on whichever host.
     pub(crate) ports: Vec<u16>,
 }
@@ -84,7 +85,7 @@ pub(crate) fn confine(needs: &Needs) -> Result<Landlock, RulesetError> {
             }
         }
     }
-    let ports = needs.connect.iter().map(SocketAddr::port);
+    let ports = needs.connect.iter().flat_map(Found::ports);
     for port in ports.chain(needs.ports.iter().copied()) {
         rules = rules.add_rule(NetPort::new(port, AccessNet::ConnectTcp))?;
     }
@@ -125,11 +126,15 @@ mod tests {
         let other = others.path().join("other");
         fs::write(&key, "key").unwrap();
         fs::write(&other, "other").unwrap();
-        let (server, stranger) = (listen(), listen());
+        let (server, second, stranger) = (listen(), listen(), listen());
+        let found = |server: &TcpListener| {
+            let address = format!("http://{}", server.local_addr().unwrap());
+            Found::at(&address.try_into().unwrap()).unwrap()
+        };
         let needs = Needs {
             directories: vec![ours.path().to_owned()],
             files: vec![key.clone()],
-            connect: vec![server.local_addr().unwrap()],
+            connect: vec![found(&server), found(&second)],
             ..Needs::NOTHING
         };
 
@@ -142,6 +147,7 @@ mod tests {
                 fs::remove_file(ours.path().join("renamed")),
                 fs::read(&key).map(drop),
                 TcpStream::connect(server.local_addr().unwrap()).map(drop),
+                TcpStream::connect(second.local_addr().unwrap()).map(drop),
             ];
             let denied = [
                 fs::write(&key, "changed"),

@@ -29,6 +29,7 @@ pub mod batch;
 pub mod child;
 mod confinement;
 mod credential;
+mod http;
 pub mod local;
 pub mod pkcs11;
 mod refusal;

@@ -160,6 +160,8 @@ pub struct Remote {
     pub subject: String,
     /// Who refused, and how.
     pub reason: String,
+    /// In so many seconds it wants to be asked again.
+    pub retry_after: Option<u32>,
     /// What to do now.
     pub next_step: &'static str,
 }
@@ -396,6 +398,13 @@ impl Refusal {
         }
     }
 
+    fn retry_after(&self) -> Option<u32> {
+        match self {
+            Self::Remote(remote) => remote.retry_after,
+            _ => None,
+        }
+    }
+
     /// The class.
     #[must_use]
     pub fn class(&self) -> FailureClass {
@@ -411,6 +420,7 @@ impl From<&Refusal> for KeyFailure {
             provider_error: provider_error.to_owned(),
             message: refusal.to_string(),
             next_step: next_step.to_owned(),
+            retry_after_s: refusal.retry_after(),
         }
     }
 }

@@ -19,17 +19,15 @@
 
 mod answer;
 mod credential;
-mod http;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use base64ct::{Base64, Decoder, Encoder, Encoding as _};
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 use sealvol_control::keychild::{
     Credential, FailureClass, KeyDescription, KeyState, KeyVersion, Lifecycle, TransitService,
     Wrapped,
@@ -42,10 +40,10 @@ use tokio::sync::Mutex;
 
 use crate::confinement::Needs;
 use crate::credential::read;
+use crate::http::{self, Answer, Body, Failure, Found, Question, Server};
 use crate::refusal::Remote;
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use answer::{Capabilities, Ciphertext, Key, Login, Names, Plaintext, Reply, verdict};
-use http::{Answer, Body, Failure, Question, Server};
 
 /// Bits of a volume key.
 const BITS: usize = VOLUME_KEY_BYTES * 8;
@@ -66,6 +64,7 @@ pub struct Transit {
     provider: String,
     service: TransitService,
     server: Server,
+    namespace: Option<HeaderValue>,
     memory: Arc<KeyMemory>,
     session: Mutex<Session>,
 }
@@ -90,8 +89,9 @@ enum Role {
 pub(crate) fn needs(service: &TransitService) -> Result<Needs, Refusal> {
     let mut needs = Needs::NOTHING;
     // Before the confinement: the resolver reads what it likes and asks over the network.
-    needs.connect = http::find(&service.address)
+    let found = Found::at(&service.address)
         .map_err(|error| outage(service, &format!("cannot be found: {error}")))?;
+    needs.connect.push(found);
     needs.files.extend(service.ca_file.clone());
     for credential in [service.create.as_ref(), Some(&service.attach)] {
         let files = credential.into_iter().flat_map(Credential::files);
@@ -101,22 +101,21 @@ pub(crate) fn needs(service: &TransitService) -> Result<Needs, Refusal> {
 }
 
 impl Transit {
-    /// The provider `name`, whose server was found at `found`. Says nothing to it yet.
+    /// The provider `name`, whose server is among those that were found. Says nothing to it yet.
     ///
     /// # Errors
     /// When the authorities' file or the configuration cannot be used.
-    pub fn open(
+    pub(crate) fn open(
         name: &str,
         service: &TransitService,
-        found: &[SocketAddr],
+        found: &[Found],
         memory: &Arc<KeyMemory>,
     ) -> Result<Self, Refusal> {
         let unusable = |reason| Refusal::Configuration {
             provider: name.to_owned(),
             reason,
         };
-        let authorities = service.ca_file.as_ref().filter(|_| service.address.secure);
-        let tls = authorities.map(|path| {
+        let tls = service.ca_file.as_ref().map(|path| {
             http::tls(path)
                 .map_err(|reason| unusable(format!("ca-file {}: {reason}", path.display())))
         });
@@ -125,16 +124,12 @@ impl Transit {
             .transpose()
             .map_err(|error| unusable(format!("namespace: {error}")))?;
         let timeout = Duration::from_secs(service.timeout_s.into());
-        let server = Server::new(
-            &service.address,
-            found,
-            tls.transpose()?,
-            namespace,
-            timeout,
-        );
+        let found = Found::among(found, &service.address);
+        let server = Server::new(found, tls.transpose()?.as_ref(), timeout);
         Ok(Self {
             provider: name.to_owned(),
             server: server.map_err(unusable)?,
+            namespace,
             service: service.clone(),
             memory: Arc::clone(memory),
             session: Mutex::default(),
@@ -152,17 +147,12 @@ impl Transit {
         secret: Option<SecretBytes>,
     ) -> Result<Body, Refusal> {
         let token = self.token(role).await?;
-        let question = Question {
-            method,
-            path: path.to_owned(),
-            body,
-            token: Some(token),
-        };
-        let Answer { status, body } = self.put(question, secret).await?;
-        if (200..300).contains(&status) {
-            return Ok(body);
+        let question = self.question(method, path, body, Some(token));
+        let answer = self.put(question, secret).await?;
+        if (200..300).contains(&answer.status) {
+            return Ok(answer.body);
         }
-        Err(self.refused(status, body.as_ref(), &self.reference(key)))
+        Err(self.refused(&answer, &self.reference(key)))
     }
 
     /// Asks the server for something of `key` that is not secret.
@@ -182,6 +172,26 @@ impl Transit {
         let answer = self.ask(role, key, method, path, body, None).await?;
         let reply: Reply<T> = self.understood(serde_json::from_slice(answer.as_ref()))?;
         Ok(reply.data)
+    }
+
+    fn question(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        token: Option<HeaderValue>,
+    ) -> Question {
+        // Agents can be told to answer only those who say that they mean them.
+        let mut headers = vec![(VAULT_REQUEST, HeaderValue::from_static("true"))];
+        headers.extend(token.map(|token| (VAULT_TOKEN, token)));
+        let namespace = self.namespace.clone();
+        headers.extend(namespace.map(|namespace| (VAULT_NAMESPACE, namespace)));
+        Question {
+            method,
+            path: format!("/v1/{path}"),
+            headers,
+            body,
+        }
     }
 
     async fn put(
@@ -212,7 +222,7 @@ impl Transit {
             return Ok(token.clone());
         }
         let token = match credential {
-            Credential::TokenFile(path) => credential::header(&read(path)?),
+            Credential::TokenFile(path) => http::secret_header(&read(path)?),
             Credential::Approle {
                 mount,
                 role_id_file,
@@ -238,22 +248,19 @@ impl Transit {
                 said,
                 subject: format!("provider {}", self.provider),
                 reason: format!("{} refuses the AppRole's login", self.service.address),
+                retry_after: None,
                 next_step: "put the role's present role id and secret id into the files that the configuration names",
             })
         };
         let Some(body) = credential::login(role_id, secret_id) else {
             return Err(rejected("not a role id and secret id".to_owned()));
         };
-        let question = Question {
-            method: Method::POST,
-            path: format!("auth/{mount}/login"),
-            body: body.into(),
-            token: None,
-        };
-        let Answer { status, body } = self.put(question, None).await?;
+        let path = format!("auth/{mount}/login");
+        let question = self.question(Method::POST, &path, body.into(), None);
+        let Answer { status, body, .. } = self.put(question, None).await?;
         if status == 200 {
             let login: Login<'_> = self.understood(serde_json::from_slice(body.as_ref()))?;
-            return Ok(credential::header(login.auth.client_token));
+            return Ok(http::secret_header(login.auth.client_token));
         }
         let verdict = verdict(status, body.as_ref());
         match verdict.class {
@@ -476,13 +483,14 @@ impl Transit {
         format!("{}:{key}", self.provider)
     }
 
-    fn refused(&self, status: u16, body: &[u8], key: &str) -> Refusal {
-        let verdict = verdict(status, body);
+    fn refused(&self, answer: &Answer, key: &str) -> Refusal {
+        let verdict = verdict(answer.status, answer.body.as_ref());
         Refusal::Remote(Remote {
             class: verdict.class,
             said: verdict.said,
             subject: format!("key {key}"),
-            reason: format!("{} answers {status}", self.service.address),
+            reason: format!("{} answers {}", self.service.address, answer.status),
+            retry_after: answer.retry_after,
             next_step: verdict.next_step,
         })
     }
@@ -592,6 +600,10 @@ impl KeyService for Transit {
         self.open_wrapped(wrapped, memory).await
     }
 }
+
+const VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
+const VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
+const VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
 
 /// The server could not be asked, or did not make sense.
 fn outage(service: &TransitService, reason: &str) -> Refusal {

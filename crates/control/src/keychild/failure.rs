@@ -78,6 +78,9 @@ pub struct KeyFailure {
     pub message: String,
     /// What to do now.
     pub next_step: String,
+    /// In so many seconds, and not before, the key service wants to be asked again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
 }
 
 impl KeyFailure {

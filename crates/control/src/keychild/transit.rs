@@ -1,14 +1,13 @@
 //! Configuration of the `transit` provider: where the key service is, and who the child is to be there.
 //!
-//! What always holds: an [`Address`] that exists names a host and a port and nothing else, and goes without TLS to this
-//! machine only; a [`TransitService`] that exists has either two credentials or the leave to use one for everything.
+//! What always holds: a [`TransitService`] that exists has either two credentials or the leave to use one for everything.
 //! It holds no secret: credentials are files that the child reads.
 
-use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use super::remote::{Address, timeout_s, two_credentials};
 
 /// The transit engine of an OpenBao or HashiCorp Vault server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,25 +62,8 @@ impl TryFrom<Written> for TransitService {
     type Error = &'static str;
 
     fn try_from(written: Written) -> Result<Self, Self::Error> {
-        match (&written.create, written.single_credential) {
-            (None, false) => {
-                return Err(
-                    "transit: `create` is missing: name a credential that may not unwrap, or allow one for \
-                     everything with single-credential = true",
-                );
-            }
-            (Some(_), true) => {
-                return Err(
-                    "transit: there is a `create`, so single-credential = true means nothing: take out one of them",
-                );
-            }
-            (Some(create), false) if *create == written.attach => {
-                return Err(
-                    "transit: `create` and `attach` are the same credential: give two, or say single-credential = true",
-                );
-            }
-            _ => {}
-        }
+        let create = written.create.as_ref();
+        two_credentials(create, &written.attach, written.single_credential)?;
         let mount = written.mount.unwrap_or_else(|| "transit".to_owned());
         if !is_path(&mount) {
             return Err(
@@ -98,10 +80,7 @@ impl TryFrom<Written> for TransitService {
                  certificate (that of this system is /etc/ssl/certs/ca-certificates.crt)",
             );
         }
-        let timeout_s = written.timeout_s.unwrap_or(TIMEOUT_S);
-        if !(1..=60).contains(&timeout_s) {
-            return Err("transit: `timeout-s` is from 1 to 60");
-        }
+        let timeout_s = timeout_s(written.timeout_s)?;
         Ok(Self {
             address: written.address,
             mount,
@@ -152,91 +131,6 @@ impl Credential {
     }
 }
 
-/// `https://HOST[:PORT]`, or `http://` with a host that is this machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Address {
-    /// Over TLS.
-    pub secure: bool,
-    /// A name or an IP address, without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl TryFrom<String> for Address {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let (secure, authority) =
-            match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
-                (Some(rest), _) => (true, rest),
-                (None, Some(rest)) => (false, rest),
-                (None, None) => return Err("an address begins with https://"),
-            };
-        let authority = authority.strip_suffix('/').unwrap_or(authority);
-        let (host, port) = match authority.strip_prefix('[') {
-            Some(rest) => rest
-                .split_once(']')
-                .ok_or("an address has ] after the IPv6 address")?,
-            None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-        };
-        let port = match port.strip_prefix(':') {
-            Some(port) => port
-                .parse()
-                .map_err(|_| "the port of an address is a number to 65535")?,
-            None if port.is_empty() => PORT,
-            None => return Err("an address ends with its port"),
-        };
-        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
-        if host.is_empty() || !host.chars().all(allowed) || port == 0 {
-            return Err("an address is https://HOST:PORT, without user, path or query");
-        }
-        let address = Self {
-            secure,
-            host: host.to_owned(),
-            port,
-        };
-        if secure || address.is_here() {
-            Ok(address)
-        } else {
-            Err(
-                "http:// carries keys in the clear: it is for an agent on 127.0.0.1, [::1] or localhost only",
-            )
-        }
-    }
-}
-
-impl Address {
-    fn is_here(&self) -> bool {
-        let ip: Option<IpAddr> = self.host.parse().ok();
-        self.host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
-    }
-
-    /// Host and port, as a `Host` header has them.
-    #[must_use]
-    pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.secure { "https" } else { "http" };
-        write!(f, "{scheme}://{}", self.authority())
-    }
-}
-
-impl From<Address> for String {
-    fn from(address: Address) -> Self {
-        address.to_string()
-    }
-}
-
 /// Whether this can stand in a URL as a path: names between single slashes, none of them `.` or `..`.
 fn is_path(text: &str) -> bool {
     text.split('/').all(|name| {
@@ -248,12 +142,6 @@ fn is_path(text: &str) -> bool {
 fn approle() -> String {
     "approle".to_owned()
 }
-
-/// Where OpenBao and Vault listen if nobody says otherwise.
-const PORT: u16 = 8200;
-
-/// A few attempts fit the daemon's ten seconds for a batch.
-const TIMEOUT_S: u8 = 3;
 
 #[cfg(test)]
 mod tests {
@@ -270,46 +158,9 @@ mod tests {
             "attach":{"approle":{"role-id-file":"/r","secret-id-file":"/s"}}}"#;
         let understood = service(text).unwrap();
         assert_eq!(understood.mount, "transit");
-        assert_eq!(understood.timeout_s, TIMEOUT_S);
+        assert_eq!(understood.timeout_s, 3);
         let again = serde_json::to_string(&understood).unwrap();
         assert_eq!(service(&again), Ok(understood));
-    }
-
-    #[test]
-    fn addresses_name_a_host_and_nothing_else() {
-        for (text, meant) in [
-            ("https://bao.example", "https://bao.example:8200"),
-            ("https://bao.example:443/", "https://bao.example:443"),
-            ("https://10.0.0.1:1", "https://10.0.0.1:1"),
-            ("https://[fd00::1]:8200", "https://[fd00::1]:8200"),
-            ("http://127.0.0.1:8100", "http://127.0.0.1:8100"),
-            ("http://[::1]", "http://[::1]:8200"),
-            ("http://localhost:1", "http://localhost:1"),
-        ] {
-            let address = Address::try_from(text.to_owned()).expect(text);
-            assert_eq!(address.to_string(), meant);
-        }
-        for text in [
-            "",
-            "bao.example",
-            "ftp://bao.example",
-            "https://",
-            "https://:8200",
-            "https://a:0",
-            "https://a:65536",
-            "https://a:b",
-            "https://a/v1",
-            "https://u@a",
-            "https://a?x",
-            "https://a#x",
-            "https://[::1",
-            "https://[::1]8200",
-            "https://a b",
-            "http://bao.example",
-            "http://10.0.0.1",
-        ] {
-            assert!(Address::try_from(text.to_owned()).is_err(), "{text}");
-        }
     }
 
     #[test]

@@ -295,6 +295,7 @@ mod tests {
             provider_error: provider_error.to_owned(),
             message: "key local:default: it was refused".to_owned(),
             next_step: "do something else".to_owned(),
+            retry_after_s: None,
         };
         Error::Key {
             volume: Some("v".parse().expect("a name")),

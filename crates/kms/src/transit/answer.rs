@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use sealvol_control::keychild::FailureClass;
 use serde::Deserialize;
 
+use crate::http::words;
+
 /// The `data` of an answer.
 #[derive(Deserialize)]
 pub(super) struct Reply<T> {
@@ -144,13 +146,6 @@ fn class(status: u16, said: &str) -> (FailureClass, &'static str) {
 }
 
 const NO_KEY: &str = "check the name; a key that was deleted in the key service does not come back";
-
-/// Text of a server for a message: short, one line, nothing that a terminal obeys.
-fn words(text: &str) -> String {
-    let line = text.replace(['\n', '\t'], " ");
-    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-    line.chars().filter(|c| !c.is_control()).take(300).collect()
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,6 @@
-//! What is said to the server with a secret in it: a token's header, an AppRole's login.
-//!
-//! What always holds: a secret is marked sensitive where it stands in a header, and in no message.
+//! How an AppRole says who it is. What always holds: what it says is wiped after use, and in no message.
 
-use hyper::header::HeaderValue;
 use zeroize::Zeroize as _;
-
-/// A token as a header has it.
-pub(super) fn header(token: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(token).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
 
 /// `{"role_id":…,"secret_id":…}`: both are printable ASCII; a quote or backslash in them is none that a server made.
 pub(super) fn login(role_id: &str, secret_id: &str) -> Option<Vec<u8>> {

@@ -1,4 +1,4 @@
-//! One connection to the server, over which a batch makes its calls one after the other.
+//! One connection to a server, over which a batch makes its calls one after the other.
 //!
 //! What always holds:
 //! - the server's certificate comes from the configured authorities and is for the configured host, or nothing is said to it;
@@ -19,7 +19,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
@@ -37,7 +37,7 @@ const ANSWER_MAX: usize = 1 << 20;
 
 /// Why a call brought no answer. Nothing here says anything about a key.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     #[error("{0}")]
     Broken(String),
     #[error("no answer within {} s", .0.as_secs())]
@@ -51,23 +51,28 @@ pub(super) enum Failure {
 }
 
 /// What is asked.
-pub(super) struct Question {
-    pub(super) method: Method,
-    /// Below `/v1/`.
-    pub(super) path: String,
-    /// JSON; empty for none.
-    pub(super) body: Bytes,
-    pub(super) token: Option<HeaderValue>,
+pub(crate) struct Question {
+    pub(crate) method: Method,
+    /// With its query.
+    pub(crate) path: String,
+    /// Besides those of the connection. The body is JSON unless one of them says otherwise.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    /// Empty for none.
+    pub(crate) body: Bytes,
 }
 
 /// What came back.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) body: Body,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    /// Whom to ask for a token, if the server says so (RFC 9110, section 11.6.1).
+    pub(crate) challenge: Option<String>,
+    /// In so many seconds it wants to be asked again (RFC 9110, section 10.2.3).
+    pub(crate) retry_after: Option<u32>,
+    pub(crate) body: Body,
 }
 
 /// The body of an answer: in locked memory where it may hold a key.
-pub(super) enum Body {
+pub(crate) enum Body {
     Open(Vec<u8>),
     Secret(SecretBytes),
 }
@@ -81,11 +86,41 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-/// A server, connected when it is first asked.
-pub(super) struct Server {
+/// Where a server is.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
     address: Address,
-    namespace: Option<HeaderValue>,
-    found: Vec<SocketAddr>,
+    at: Vec<SocketAddr>,
+}
+
+impl Found {
+    /// The addresses of a host. Asks the system's resolver, so it comes before the confinement.
+    pub(crate) fn at(address: &Address) -> io::Result<Self> {
+        let at = (address.host.as_str(), address.port).to_socket_addrs()?;
+        Ok(Self {
+            address: address.clone(),
+            at: at.collect(),
+        })
+    }
+
+    /// The ports to connect to.
+    pub(crate) fn ports(&self) -> impl Iterator<Item = u16> {
+        self.at.iter().map(SocketAddr::port)
+    }
+
+    /// The one of these that is the server of `address`; none at all if nobody looked for it.
+    pub(crate) fn among(found: &[Self], address: &Address) -> Self {
+        let same = found.iter().find(|one| one.address == *address);
+        same.cloned().unwrap_or_else(|| Self {
+            address: address.clone(),
+            at: Vec::new(),
+        })
+    }
+}
+
+/// A server, connected when it is first asked.
+pub(crate) struct Server {
+    found: Found,
     tls: Option<(TlsConnector, ServerName<'static>)>,
     timeout: Duration,
     state: Mutex<State>,
@@ -98,30 +133,27 @@ enum State {
 }
 
 impl Server {
-    /// The server at `address`, which was found at `found`.
-    pub(super) fn new(
-        address: &Address,
-        found: &[SocketAddr],
-        tls: Option<ClientConfig>,
-        namespace: Option<HeaderValue>,
+    /// The server that was found; with TLS if its address says so.
+    pub(crate) fn new(
+        found: Found,
+        tls: Option<&Arc<ClientConfig>>,
         timeout: Duration,
     ) -> Result<Self, String> {
-        let tls = match tls {
+        let host = &found.address.host;
+        let tls = match tls.filter(|_| found.address.secure) {
             Some(config) => {
-                let name = ServerName::try_from(address.host.clone()).map_err(|error| {
-                    format!(
-                        "{}: is not a name that certificates have: {error}",
-                        address.host
-                    )
+                let name = ServerName::try_from(host.clone()).map_err(|error| {
+                    format!("{host}: is not a name that certificates have: {error}")
                 })?;
-                Some((TlsConnector::from(Arc::new(config)), name))
+                Some((TlsConnector::from(Arc::clone(config)), name))
+            }
+            None if found.address.secure => {
+                return Err(format!("{host}: no authority for its certificate is named"));
             }
             None => None,
         };
         Ok(Self {
-            address: address.clone(),
-            namespace,
-            found: found.to_owned(),
+            found,
             tls,
             timeout,
             state: Mutex::new(State::Closed),
@@ -129,7 +161,7 @@ impl Server {
     }
 
     /// Asks. The answer goes into `secret` if there is one and the server is content, else into ordinary memory.
-    pub(super) async fn ask(
+    pub(crate) async fn ask(
         &self,
         question: Question,
         secret: Option<SecretBytes>,
@@ -174,26 +206,17 @@ impl Server {
     fn request(&self, question: Question) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(question.body));
         *request.method_mut() = question.method;
-        *request.uri_mut() = format!("/v1/{}", question.path)
-            .parse()
-            .expect("made of checked names");
+        *request.uri_mut() = question.path.parse().expect("made of checked names");
         let headers = request.headers_mut();
-        let host = HeaderValue::from_str(&self.address.authority()).expect("a checked address");
-        headers.insert(HOST, host);
+        let host = HeaderValue::from_str(&self.found.address.authority());
+        headers.insert(HOST, host.expect("a checked address"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // Agents can be told to answer only those who say that they mean them.
-        headers.insert(VAULT_REQUEST, HeaderValue::from_static("true"));
-        if let Some(token) = question.token {
-            headers.insert(VAULT_TOKEN, token);
-        }
-        if let Some(namespace) = &self.namespace {
-            headers.insert(VAULT_NAMESPACE, namespace.clone());
-        }
+        headers.extend(question.headers);
         request
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
-        let stream = TcpStream::connect(self.found.as_slice())
+        let stream = TcpStream::connect(self.found.at.as_slice())
             .await
             .map_err(|error| Failure::Unreachable(error.to_string()))?;
         // A question is one write; its answer is waited for.
@@ -226,6 +249,9 @@ where
 /// Reads the answer to its end.
 async fn read(answer: Response<Incoming>, secret: Option<SecretBytes>) -> Result<Answer, Failure> {
     let status = answer.status();
+    let header = |name: HeaderName| answer.headers().get(name)?.to_str().ok();
+    let challenge = header(WWW_AUTHENTICATE).map(words);
+    let retry_after = header(RETRY_AFTER).and_then(|seconds| seconds.trim().parse().ok());
     let mut incoming = answer.into_body();
     let mut body = match secret {
         Some(bytes) if status.is_success() => Body::Secret(bytes),
@@ -250,19 +276,14 @@ async fn read(answer: Response<Incoming>, secret: Option<SecretBytes>) -> Result
     }
     Ok(Answer {
         status: status.as_u16(),
+        challenge,
+        retry_after,
         body,
     })
 }
 
-/// The addresses of a host. Asks the system's resolver, so it comes before the confinement.
-pub(super) fn find(address: &Address) -> io::Result<Vec<SocketAddr>> {
-    Ok((address.host.as_str(), address.port)
-        .to_socket_addrs()?
-        .collect())
-}
-
 /// TLS 1.2 or 1.3, with the authorities in a PEM file and no others.
-pub(super) fn tls(authorities: &Path) -> Result<ClientConfig, String> {
+pub(crate) fn tls(authorities: &Path) -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     let found = CertificateDer::pem_file_iter(authorities).map_err(|error| error.to_string())?;
     for certificate in found {
@@ -276,7 +297,8 @@ pub(super) fn tls(authorities: &Path) -> Result<ClientConfig, String> {
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
-    Ok(config.with_root_certificates(roots).with_no_client_auth())
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    Ok(Arc::new(config))
 }
 
 fn tls_failure(error: &io::Error) -> Failure {
@@ -293,6 +315,16 @@ fn broken(error: hyper::Error) -> Failure {
     Failure::Broken(cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}")))
 }
 
-const VAULT_NAMESPACE: HeaderName = HeaderName::from_static("x-vault-namespace");
-const VAULT_REQUEST: HeaderName = HeaderName::from_static("x-vault-request");
-const VAULT_TOKEN: HeaderName = HeaderName::from_static("x-vault-token");
+/// A secret as a header has it: marked, so that nothing prints or compresses it.
+pub(crate) fn secret_header(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Text of a server for a message: short, one line, nothing that a terminal obeys.
+pub(crate) fn words(text: &str) -> String {
+    let line = text.replace(['\r', '\n', '\t'], " ");
+    let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().filter(|c| !c.is_control()).take(300).collect()
+}
