@@ -2,12 +2,18 @@
 under a key-encryption key of their own with the names and the context that the real one has, a superblock and map whose
 authentication codes fit that volume key, and data that decrypts under it.
 
-    forge.py META DATA      changes both files
+    forge.py META DATA [JWK]      changes both files
+
+With the public key of an RSA key (a JSON Web Key, in a file) the volume key is wrapped as its key service would wrap it: what
+that wraps, anybody can.
 
 Formats: crates/volume/FORMAT.md, crates/crypto/FORMATS.md.
 """
 
+import base64
+import hashlib
 import hmac
+import json
 import os
 import struct
 import sys
@@ -15,6 +21,8 @@ from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -34,10 +42,21 @@ def wrapped(blob, key, context):
     return head + AESGCM(output[:32]).encrypt(output[32:], key, head + formats.canonical(context))
 
 
-def forge_superblock(superblock, key):
+def wrapped_by_public_key(jwk, key, context):
+    """FORMATS.md, section 6."""
+    n, e = (int.from_bytes(base64.urlsafe_b64decode(jwk[name] + "=="), "big") for name in ("n", "e"))
+    bound_to = hashlib.sha256(b"sealvol v1 wrap context digest" + formats.canonical(context)).digest()
+    oaep = padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+    return rsa.RSAPublicNumbers(e, n).public_key().encrypt(key + bound_to, oaep)
+
+
+def forge_superblock(superblock, key, jwk):
     slot = bytearray(superblock.slot)
     (data_key, blob), = superblock.keys
-    forged = wrapped(blob, key, superblock.context())
+    if jwk:
+        forged = wrapped_by_public_key(jwk, key, superblock.context())
+    else:
+        forged = wrapped(blob, key, superblock.context())
     assert data_key == superblock.data_key and len(forged) == len(blob)
     at = bytes(slot).index(blob)
     slot[at : at + len(blob)] = forged
@@ -77,7 +96,8 @@ def main():
     with open(sys.argv[1], "r+b") as meta, open(sys.argv[2], "r+b") as data:
         superblock = formats.read_superblock(meta)
         assert superblock.sector == 4096
-        slot = forge_superblock(superblock, key)
+        jwk = json.loads(Path(sys.argv[3]).read_text()) if sys.argv[3:] else None
+        slot = forge_superblock(superblock, key, jwk)
         for at in formats.SLOTS:
             meta.seek(at)
             meta.write(slot)

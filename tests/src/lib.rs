@@ -9,9 +9,11 @@
 //! What it never does: link any crate of the daemon. A test here knows what a user can know.
 
 pub mod block_device;
+pub mod certificates;
 pub mod crowd;
 pub mod daemon;
 pub mod evidence;
+pub mod key_vault;
 pub mod load;
 pub mod machine;
 pub mod openbao;
@@ -19,6 +21,7 @@ pub mod outcome;
 pub mod pattern;
 pub mod peer;
 pub mod place;
+pub mod plain_http;
 pub mod programs;
 pub mod resident;
 pub mod serial;

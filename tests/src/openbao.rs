@@ -1,16 +1,17 @@
 //! A real OpenBao server on loopback: TLS for what is tested, and plain HTTP for the test's own administration.
 //!
-//! It needs nothing of this crate, so that the tests of other crates can include the file.
+//! It needs nothing of this crate but `certificates` and `plain_http`, so that the tests of other crates can include the files.
 
-use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::certificates::{certify, secret_file};
+use crate::plain_http;
 
 /// A server with the transit engine at `transit`. It ends with the value.
 #[derive(Debug)]
@@ -179,11 +180,7 @@ impl OpenBao {
     /// If it cannot be written.
     #[must_use]
     pub fn secret_file(&self, name: &str, secret: &str) -> PathBuf {
-        let path = self.directory.path().join(name);
-        std::fs::write(&path, format!("{secret}\n")).expect("written");
-        let private = std::fs::Permissions::from_mode(0o600);
-        std::fs::set_permissions(&path, private).expect("private");
-        path
+        secret_file(self.directory.path(), name, secret)
     }
 
     /// Takes its own keys out of its memory: from now on it answers 503.
@@ -252,58 +249,6 @@ fn program() -> PathBuf {
         program.display()
     );
     program
-}
-
-/// An authority with a certificate for `localhost`, and an authority that has nothing to do with it.
-fn certify(directory: &Path) {
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-            ])
-            .args(["-nodes", "-days", "30"])
-            .args(arguments)
-            .current_dir(directory)
-            .output()
-            .expect("openssl is installed");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    for name in ["ca", "other-ca"] {
-        let (key, file) = (format!("{name}.key"), format!("{name}.pem"));
-        openssl(&[
-            "-keyout",
-            &key,
-            "-out",
-            &file,
-            "-subj",
-            "/CN=authority of a test",
-        ]);
-    }
-    openssl(&[
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-        "ca.key",
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.pem",
-        "-subj",
-        "/CN=server",
-        "-addext",
-        "basicConstraints=critical,CA:FALSE",
-        "-addext",
-        "subjectAltName=DNS:localhost",
-    ]);
 }
 
 fn free_ports() -> Ports {
@@ -386,36 +331,8 @@ fn comes_up(process: &mut Child, ports: Ports) -> bool {
     false
 }
 
-/// One question over a connection of its own, as HTTP/1.0: the answer ends with the connection. Status 0 if there is none.
+/// Status 0 if there is no answer.
 fn ask(port: u16, token: &str, method: &str, path: &str, body: &Value) -> (u16, Value) {
-    let body = if body.is_null() {
-        String::new()
-    } else {
-        body.to_string()
-    };
-    let mut question = format!("{method} /v1/{path} HTTP/1.0\r\nHost: localhost\r\n");
-    if !token.is_empty() {
-        question += &format!("X-Vault-Token: {token}\r\n");
-    }
-    question += &format!(
-        "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    let exchange = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.write_all(question.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    let answer = exchange().unwrap_or_default();
-    let status = answer
-        .split(' ')
-        .nth(1)
-        .and_then(|status| status.parse().ok());
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    (
-        status.unwrap_or(0),
-        serde_json::from_str(body).unwrap_or(Value::Null),
-    )
+    let token = [("X-Vault-Token", token)];
+    plain_http::ask(port, &token, method, &format!("/v1/{path}"), body)
 }

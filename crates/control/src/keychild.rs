@@ -20,6 +20,7 @@
 //! What it never does: retry. Whether to is for the caller to say, by [`FailureClass::fault`] and
 //! [`KeyChildError::fault`].
 
+mod azure;
 mod failure;
 pub mod frame;
 mod lifecycle;
@@ -39,6 +40,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
 
+pub use azure::{AzureService, Identity};
 pub use failure::{
     FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, PIN_LOCKED,
     UNTRUSTED_SERVER,

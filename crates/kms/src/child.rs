@@ -5,7 +5,7 @@
 //! provider → carry out → keys to fd 1 → reply to fd 0 → exit
 //! ```
 //! What always holds: the process is hardened before it reads anything; it is confined to the
-//! provider's files and server before it opens one; keys are written before the reply that announces them; when
+//! provider's files and servers before it opens one; keys are written before the reply that announces them; when
 //! the daemon goes away it ends at once, whatever it is waiting for.
 //!
 //! It never writes anything but keys to standard output, and never a key anywhere else.
@@ -25,6 +25,7 @@ use sealvol_control::keychild::{Batch, CALLS_MAX, Call, Confinement, Reply, Righ
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::{HardenError, KeyError, harden_process};
 
+use crate::azure::{self, Azure};
 use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
 use crate::local::clock::SystemClock;
@@ -143,6 +144,7 @@ fn may_create(batch: &Batch) -> bool {
 
 fn needs(service: &Service, create: bool) -> Result<Needs, Refusal> {
     match service {
+        Service::AzureKv(service) => azure::needs(service),
         Service::Local(service) => local::needs(service, create),
         Service::Pkcs11(service) => pkcs11::needs(service),
         Service::Tpm2(service) => tpm2::needs(service, create),
@@ -183,6 +185,11 @@ fn execute(
         Err(error) => return Ok((refuse(&error.into(), batch.right, &batch.calls), None)),
     };
     let outcome = match &batch.provider.service {
+        Service::AzureKv(service) => run_calls(
+            Azure::open(&batch.provider.name, service, &needs.connect, &memory),
+            &memory,
+            batch,
+        )?,
         Service::Local(service) => {
             let opening = Opening {
                 name: &batch.provider.name,

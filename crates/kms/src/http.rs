@@ -160,6 +160,11 @@ impl Server {
         })
     }
 
+    /// Where it is.
+    pub(crate) fn address(&self) -> &Address {
+        &self.found.address
+    }
+
     /// Asks. The answer goes into `secret` if there is one and the server is content, else into ordinary memory.
     pub(crate) async fn ask(
         &self,
@@ -211,7 +216,9 @@ impl Server {
         let host = HeaderValue::from_str(&self.found.address.authority());
         headers.insert(HOST, host.expect("a checked address"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.extend(question.headers);
+        for (name, value) in question.headers {
+            headers.insert(name, value);
+        }
         request
     }
 

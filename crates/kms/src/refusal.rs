@@ -129,7 +129,11 @@ pub enum Refusal {
     #[error("{}: {reason}", path.display())]
     UnsafePlace { path: PathBuf, reason: String },
     #[error("key {key}: {reason}")]
-    UnsuitableKey { key: String, reason: String },
+    UnsuitableKey {
+        key: String,
+        reason: String,
+        next_step: &'static str,
+    },
     #[error("key service {server}: {reason}")]
     UntrustedServer { server: String, reason: String },
     #[error("the volume key cannot be made: {reason}")]
@@ -368,11 +372,9 @@ impl Refusal {
                 "UnsafePlace",
                 "give it to the daemon's user and take access from all others (chmod go=)",
             ),
-            Self::UnsuitableKey { .. } => (
-                CallerBug,
-                "InvalidKeyUsageException",
-                "make one of type aes256-gcm96 with derived=true",
-            ),
+            Self::UnsuitableKey { next_step, .. } => {
+                (CallerBug, "InvalidKeyUsageException", next_step)
+            }
             // It says nothing about the key, but asking again does not help.
             Self::UntrustedServer { .. } => (
                 Transient,

@@ -346,6 +346,7 @@ impl Transit {
         Err(Refusal::UnsuitableKey {
             key: self.reference(key),
             reason,
+            next_step: "make one of type aes256-gcm96 with derived=true",
         })
     }
 

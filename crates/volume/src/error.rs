@@ -235,7 +235,7 @@ pub enum VolumeError {
         /// What is wrong with it.
         cause: String,
     },
-    /// The key service returned another key than the one that the volume was first attached with.
+    /// The key service returned another key than the one that the registry is committed to.
     #[error("the unwrapped key is not this volume's (its commitment differs): refused")]
     WrongKey,
     /// The wrapped keys do not fit a slot.

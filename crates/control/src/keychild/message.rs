@@ -11,6 +11,7 @@ use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
+use super::azure::AzureService;
 use super::lifecycle::{KeyChange, KeyState, Lifecycle, TableState, Tended};
 use super::pkcs11::Pkcs11Service;
 use super::tpm2::Tpm2Service;
@@ -97,6 +98,8 @@ pub struct Provider {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Service {
+    /// An Azure Key Vault.
+    AzureKv(AzureService),
     /// Keys in an SQLite file on this host, sealed by a master key.
     Local(LocalService),
     /// A token that a PKCS #11 module reaches.

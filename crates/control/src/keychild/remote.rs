@@ -4,7 +4,7 @@
 //! What always holds: an [`Address`] names a host and a port and nothing else, and goes without TLS to this machine only.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -75,21 +75,43 @@ impl Address {
         self.host == "localhost" || ip.is_some_and(|ip| ip.is_loopback())
     }
 
-    /// Host and port, as a `Host` header has them.
+    /// Whether it is on this machine's own link (RFC 3927), where no router passes anything on.
+    pub(super) fn is_on_link(&self) -> bool {
+        let ip: Option<Ipv4Addr> = self.host.parse().ok();
+        ip.is_some_and(|ip| ip.is_link_local())
+    }
+
+    /// Host and port, as a `Host` header has them: without the port that its scheme means anyhow.
     #[must_use]
     pub fn authority(&self) -> String {
+        match (self.secure, self.port) {
+            (true, 443) | (false, 80) => self.bracketed(),
+            (_, port) => format!("{}:{port}", self.bracketed()),
+        }
+    }
+
+    /// As URLs on it begin.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        format!("{}://{}", self.scheme(), self.authority())
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.secure { "https" } else { "http" }
+    }
+
+    fn bracketed(&self) -> String {
         if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
+            format!("[{}]", self.host)
         } else {
-            format!("{}:{}", self.host, self.port)
+            self.host.clone()
         }
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.secure { "https" } else { "http" };
-        write!(f, "{scheme}://{}", self.authority())
+        write!(f, "{}://{}:{}", self.scheme(), self.bracketed(), self.port)
     }
 }
 

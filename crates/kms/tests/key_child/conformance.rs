@@ -1,5 +1,5 @@
 //! What every key service promises, asked of each provider: `local` by its database, `transit` by a real OpenBao server,
-//! `pkcs11` by a SoftHSM token, with AES-GCM and without, `tpm2` by swtpm.
+//! `azure-kv` by a vault of our own, `pkcs11` by a SoftHSM token, with AES-GCM and without, `tpm2` by swtpm.
 
 use std::io::Read as _;
 
@@ -11,6 +11,7 @@ use crate::hsm::Hsm;
 use crate::place::{Place, context, generate, memory, rewrap, unwrap};
 use crate::subject::{Subject, answer, call, class, opened, wrapped};
 use crate::tpm::Tpm;
+use crate::vault::Vault;
 
 const TAMPER: FailureClass = FailureClass::WrongKeyOrTamper;
 
@@ -19,6 +20,9 @@ macro_rules! every_provider {
     ($($name:ident),* $(,)?) => {
         mod local {
             $(#[tokio::test] async fn $name() { super::$name(&super::local().await).await })*
+        }
+        mod azure {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Vault::start()).await })*
         }
         mod pkcs11 {
             $(#[tokio::test] async fn $name() { super::$name(&super::Hsm::start().await).await })*

@@ -1,16 +1,26 @@
 //! `sealvol-keys` as the daemon uses it: every test starts the real program.
 
+mod azure;
 mod bao;
 mod calls;
+#[path = "../../../../tests/src/certificates.rs"]
+#[allow(unreachable_pub, reason = "it is public where it comes from")]
+mod certificates;
 mod conformance;
 mod files;
 mod hsm;
+#[path = "../../../../tests/src/key_vault.rs"]
+#[allow(unreachable_pub, reason = "it is public where it comes from")]
+mod key_vault;
 mod lifecycle;
 #[path = "../../../../tests/src/openbao.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod openbao;
 mod pkcs11;
 mod place;
+#[path = "../../../../tests/src/plain_http.rs"]
+#[allow(unreachable_pub, reason = "it is public where it comes from")]
+mod plain_http;
 mod proxy;
 mod secrecy;
 #[path = "../../../../tests/src/softhsm.rs"]
@@ -24,4 +34,5 @@ mod table;
 mod tpm;
 mod tpm2;
 mod transit;
+mod vault;
 mod wire;
