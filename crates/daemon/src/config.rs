@@ -47,6 +47,13 @@
 //! directory = "/var/lib/sealvol/tpm"
 //! pcrs = [7]                              # what new keys are sealed to
 //! single-credential = true
+//!
+//! [providers.azure]                       # an Azure Key Vault; its keys are `azure:NAME`
+//! type = "azure-kv"
+//! vault = "https://volumes.vault.azure.net"
+//! ca-file = "/etc/ssl/certs/ca-certificates.crt"
+//! create = { client-secret = { tenant = "T", client-id = "C", secret-file = "/etc/sealvol/azure-create" } }
+//! attach = { managed-identity = { client-id = "A" } }
 //! ```
 
 use std::collections::BTreeMap;
@@ -443,6 +450,13 @@ mod tests {
         };
         assert_eq!((hsm.write.len(), hsm.mechanism), (1, None));
         assert!(matches!(config.providers["tpm"].service, Service::Tpm2(_)));
+        let Service::AzureKv(azure) = &config.providers["azure"].service else {
+            panic!("{:?}", config.providers);
+        };
+        assert_eq!(
+            azure.authority.origin(),
+            "https://login.microsoftonline.com"
+        );
         assert_eq!(config.nbd_allow, Some(vec![107]));
         assert_eq!(
             config.rights.create,
@@ -509,6 +523,10 @@ mod tests {
                 "Local",
             ),
             ("[providers.x]\ntype = \"martian\"", "martian"),
+            (
+                "[providers.provided]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = \"passphrase\"",
+                "provided",
+            ),
             (
                 "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = \"passphrase\"\npassword = \"p\"",
                 "password",

@@ -125,6 +125,9 @@ impl TryFrom<Written> for AzureService {
             address if address.secure => Ok(address),
             _ => Err("`vault` and `authority` are asked over TLS: https://"),
         };
+        let mut vault = secure(&written.vault)?;
+        // As the vault writes it in the ids of its keys.
+        vault.host.make_ascii_lowercase();
         let authority = written.authority.as_deref().unwrap_or(AUTHORITY);
         let metadata = written.metadata.as_deref().unwrap_or(METADATA);
         let metadata = Address::parse(metadata, HTTP)?;
@@ -138,7 +141,7 @@ impl TryFrom<Written> for AzureService {
             return Err("`audience` is a URL, such as https://vault.azure.net");
         }
         Ok(Self {
-            vault: secure(&written.vault)?,
+            vault,
             authority: secure(authority)?,
             metadata,
             audience: audience.trim_end_matches('/').to_owned(),
@@ -179,8 +182,9 @@ mod tests {
 
     #[test]
     fn the_public_cloud_is_meant_if_nothing_else_is_said() {
-        let text =
-            format!(r#"{{"vault":"https://v.vault.azure.net","ca-file":"/ca",{CREATE},{ATTACH}}}"#);
+        let text = format!(
+            r#"{{"vault":"https://V.vault.azure.net/","ca-file":"/ca",{CREATE},{ATTACH}}}"#
+        );
         let understood = service(&text).unwrap();
         let at = [
             &understood.vault,

@@ -367,7 +367,7 @@ async fn a_throttled_vault_says_when_it_wants_to_be_asked_again() {
 
 #[tokio::test]
 async fn servers_that_are_away_silent_or_not_who_they_should_be_are_an_outage() {
-    let mut vault = Vault::start();
+    let vault = Vault::start();
     let ctx = context("1");
     let made = wrapped(&vault, "default", &ctx).await;
     let asked = || unwrap(&made.key_id, &made.blob, &ctx);
