@@ -343,12 +343,14 @@ pub(crate) struct Create {
     #[arg(long, value_name = "RATE", requires = "fresh_key")]
     pub(crate) rate: Option<Size>,
     /// The key that wraps its data keys, as PROVIDER:KEY [default: local:default, for a clone that
-    /// of the snapshot's volume]
+    /// of the snapshot's volume]; or provided: for a data key that is given now and at each attach
     #[arg(long, value_name = "KEYREF")]
     pub(crate) key: Option<String>,
     /// The key set whose key wraps them, now and whatever it names later
     #[arg(long, value_name = "NAME", conflicts_with = "key")]
     pub(crate) key_set: Option<KeySetName>,
+    #[command(flatten)]
+    pub(crate) given: GivenKey,
     /// Make its data key in memory at each attach and nowhere else: what it holds is gone when it is
     /// detached, or the daemon ends
     #[arg(long, conflicts_with_all = ["key", "key_set", "from_snapshot", "layers_dir"])]
@@ -491,6 +493,20 @@ pub(crate) struct Attach {
     /// Go on from a layer that is older than the registry relies on: what was written since is gone
     #[arg(long)]
     pub(crate) accept_rollback: bool,
+    #[command(flatten)]
+    pub(crate) given: GivenKey,
+}
+
+/// The data key of a volume under `provided:`, 64 bytes and nothing else. The daemon reads it, not this program.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct GivenKey {
+    /// For a volume under `provided:`: the file with its key, exactly 64 bytes, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// The same, by an open descriptor
+    #[arg(long, value_name = "N")]
+    pub(crate) key_fd: Option<u32>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ pub(crate) mod bench;
 use std::time::Duration;
 
 use sealvol_control::api;
+use sealvol_control::key_ref::KeyRef;
 use sealvol_control::size::Size;
 
 use crate::table::{fields, left, right, table};
@@ -41,9 +42,16 @@ pub(crate) fn volume_list(list: &api::VolumeList) -> String {
 fn key_of(volume: &api::Volume) -> String {
     if volume.ephemeral {
         "none (ephemeral)".to_owned()
+    } else if is_given(volume) {
+        format!("{} (given at each attach)", volume.key)
     } else {
         volume.key.clone()
     }
+}
+
+/// Whether nobody wraps its data key, and whoever attaches it gives it.
+fn is_given(volume: &api::Volume) -> bool {
+    volume.key == KeyRef::provided().to_string()
 }
 
 pub(crate) fn stopping(stopping: &api::Stopping) -> String {
@@ -71,7 +79,7 @@ pub(crate) fn volume(volume: &api::Volume) -> String {
         ("created", volume.created.clone()),
         ("key", key_of(volume)),
     ];
-    if !volume.ephemeral {
+    if !volume.ephemeral && !is_given(volume) {
         let id = format!("{} version {}", volume.key_id, volume.key_version);
         pairs.push(("key id", id));
     }
@@ -211,7 +219,7 @@ pub(crate) fn created(volume: &api::Volume) -> String {
         volume.name,
         key_of(volume)
     );
-    if !volume.ephemeral {
+    if !volume.ephemeral && !is_given(volume) {
         text += &format!(" version {}", volume.key_version);
     }
     text += "\n";
@@ -250,7 +258,9 @@ pub(crate) fn flattened(name: &api::VolumeName, flattened: &api::Flattened) -> S
 
 pub(crate) fn adopted(adopted: &api::Adopted) -> String {
     let volume = &adopted.volume;
-    let proof = if adopted.authenticated {
+    let proof = if adopted.forgeable {
+        "not proved: its data key is wrapped by a public key, and whoever has that could have made it"
+    } else if adopted.authenticated {
         "proved by the MAC under its data key"
     } else {
         "without a MAC: it was never attached, and its data is empty"

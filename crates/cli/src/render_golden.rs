@@ -337,6 +337,7 @@ fn adopted_says_what_was_proved_and_what_not() {
         authenticated: true,
         generation: 7,
         clean: true,
+        forgeable: false,
     };
     assert_eq!(
         adopted(&answer),
@@ -356,6 +357,8 @@ not proved:   that this is its newest state: an older copy of the layer looks th
     let text = adopted(&answer);
     assert!(text.contains("8a1b (without a MAC: it was never attached, and its data is empty)"));
     assert!(text.contains("7, not closed in good order"));
+    answer.forgeable = true;
+    assert!(adopted(&answer).contains("8a1b (not proved: its data key is wrapped by a public key"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use sealvol_control::api::{self, ErrorKind, Rewrapped, VolumeName};
 use sealvol_control::client::{Client, ClientError};
+use sealvol_control::key_ref::KeyRef;
 use serde::Serialize;
 
 use crate::args::Rewrap;
@@ -36,9 +37,10 @@ pub(crate) async fn run(
         return print.answer(&Report { rewrapped, failed }, render);
     }
     let (mut rewrapped, mut failed, mut first) = (Vec::new(), Vec::new(), None);
-    // An ephemeral volume has no wrapped key.
+    // An ephemeral volume has no wrapped key, nor has one whose key is given.
+    let given = KeyRef::provided().to_string();
     let mut volumes = client.volumes().await?.volumes;
-    volumes.retain(|volume| !volume.ephemeral);
+    volumes.retain(|volume| !volume.ephemeral && volume.key != given);
     let count = volumes.len();
     for volume in volumes {
         match client.rewrap_volume(&volume.name, &request).await {

@@ -1,6 +1,8 @@
 //! Carries out what was typed: one call to the daemon, one answer, one exit code.
 
+use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -10,7 +12,9 @@ use sealvol_control::client::{Client, ClientError};
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::args::{Adopt, Attach, Audit, Cli, Create, Exported, Limit, Noun, RevokeMode, Volume};
+use crate::args::{
+    Adopt, Attach, Audit, Cli, Create, Exported, GivenKey, Limit, Noun, RevokeMode, Volume,
+};
 use crate::audit::{self, AuditError};
 use crate::doctor;
 use crate::flatten::{self, Progress};
@@ -36,6 +40,9 @@ pub(crate) enum CommandError {
     /// A path that was given cannot be made absolute.
     #[error("{0}: {1}")]
     Path(&'static str, io::Error),
+    /// A key can't be read from there.
+    #[error("{}: {_1}", .0.display())]
+    KeySource(PathBuf, io::Error),
     /// Materialising was interrupted.
     #[error("volume {name}: stopped with {left} bytes of zeros left to write")]
     Stopped { name: VolumeName, left: u64 },
@@ -116,8 +123,13 @@ async fn carry_out(cli: Cli) -> Result<(), CommandError> {
 async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), CommandError> {
     match verb {
         Volume::Create(create) => {
+            let given = create.given.open()?;
             let request = create_request(create)?;
-            print.answer(&client.create_volume(&request).await?, render::created)
+            let created = match &given {
+                Some(key) => client.create_volume_with_key(&request, key.as_fd()).await,
+                None => client.create_volume(&request).await,
+            };
+            print.answer(&created?, render::created)
         }
         Volume::List => print.answer(&client.volumes().await?, render::volume_list),
         Volume::Show { name } => print.answer(&client.volume(&name).await?, render::volume),
@@ -214,8 +226,14 @@ async fn attach(client: &Client, print: &Printer, options: Attach) -> Result<(),
         accept_loss: options.accept_loss,
         accept_rollback: options.accept_rollback,
     };
-    let attached = client.attach_volume(name, &request).await?;
-    print.answer(&attached, render::attached)
+    let attached = match options.given.open()? {
+        Some(key) => {
+            let key = key.as_fd();
+            client.attach_volume_with_key(name, &request, key).await
+        }
+        None => client.attach_volume(name, &request).await,
+    };
+    print.answer(&attached?, render::attached)
 }
 
 /// One JSON document for both parts; as text, the first part while the second is measured.
@@ -254,6 +272,26 @@ fn create_request(create: Create) -> Result<api::CreateVolume, CommandError> {
             rate: create.rate.map(|rate| rate.bytes()),
         }),
     })
+}
+
+impl GivenKey {
+    /// The descriptor that the daemon is to read a key from. Nothing is read here.
+    pub(crate) fn open(&self) -> Result<Option<OwnedFd>, CommandError> {
+        let path = match (&self.key_file, self.key_fd) {
+            (None, None) => return Ok(None),
+            (Some(path), _) if path.as_os_str() == "-" => {
+                let stdin = io::stdin().as_fd().try_clone_to_owned();
+                return stdin
+                    .map(Some)
+                    .map_err(|error| CommandError::Path("--key-file", error));
+            }
+            (Some(path), _) => path.clone(),
+            (None, Some(descriptor)) => PathBuf::from(format!("/proc/self/fd/{descriptor}")),
+        };
+        let file = File::open(&path);
+        let file = file.map_err(|error| CommandError::KeySource(path, error))?;
+        Ok(Some(file.into()))
+    }
 }
 
 /// A relative path means the caller's folder, not the daemon's.
@@ -306,6 +344,10 @@ fn report(error: &CommandError, json: bool) -> ExitCode {
             Some("Follow the advice beside each, and run it again".to_owned()),
         ),
         CommandError::Output(_) => (ErrorKind::Failed, None),
+        CommandError::KeySource(..) => (
+            ErrorKind::Usage,
+            Some("Name a file, or an open descriptor, with the 64 bytes of the key".to_owned()),
+        ),
         CommandError::Path(..) => (ErrorKind::Usage, None),
         CommandError::NotForSnapshots(_) => (
             ErrorKind::Usage,

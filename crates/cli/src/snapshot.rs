@@ -1,5 +1,7 @@
 //! `sealvol snapshot …`, and attaching and detaching a snapshot: calls and their answers as text.
 
+use std::os::fd::AsFd as _;
+
 use sealvol_control::api::{self, SnapshotRef};
 use sealvol_control::client::Client;
 use sealvol_control::size::Size;
@@ -77,7 +79,14 @@ pub(crate) async fn attach(
         direct: options.direct,
         allow: options.allow,
     };
-    print.answer(&client.attach_snapshot(name, &request).await?, attached)
+    let exported = match options.given.open()? {
+        Some(key) => {
+            let key = key.as_fd();
+            client.attach_snapshot_with_key(name, &request, key).await
+        }
+        None => client.attach_snapshot(name, &request).await,
+    };
+    print.answer(&exported?, attached)
 }
 
 pub(crate) async fn detach(

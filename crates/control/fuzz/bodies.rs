@@ -99,7 +99,8 @@ pub(crate) fn names(data: &[u8]) {
     }
     if let Ok(key) = text.parse::<KeyRef>() {
         assert_eq!(key.to_string(), text);
-        assert!(key.provider().len() <= KeyRef::PROVIDER_MAX && !key.key().is_empty());
+        assert!(key.provider().len() <= KeyRef::PROVIDER_MAX);
+        assert!(!key.key().is_empty() || key.is_provided());
         assert!(text.bytes().all(|byte| byte.is_ascii_graphic()));
     }
     if let Ok(name) = text.parse::<api::VolumeName>() {

@@ -345,6 +345,9 @@ pub struct Adopted {
     pub generation: u64,
     /// The layer was closed in good order.
     pub clean: bool,
+    /// Its data key is wrapped by a public key, so whoever has that could have made all of it, MAC included.
+    #[serde(default)]
+    pub forgeable: bool,
 }
 
 /// Ask to delete a volume that is not attached.

@@ -4,20 +4,23 @@
 //! The client never retries: it cannot know whether a call that got no answer was carried out.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 
 use crate::api::{self, ApiError, ErrorKind, KeySetName, SnapshotRef, VolumeName};
+use crate::{descriptor, key_handover};
 
 /// Why a call brought no answer.
 #[derive(Debug, Error)]
@@ -168,6 +171,37 @@ impl Client {
         request: &api::AttachVolume,
     ) -> Result<api::Volume, ClientError> {
         self.send(Method::POST, &volume_path(name, "/attach"), request)
+            .await
+    }
+
+    /// [`Self::create_volume`], for one whose data key is given: the daemon reads it from `key`.
+    pub async fn create_volume_with_key(
+        &self,
+        request: &api::CreateVolume,
+        key: BorrowedFd<'_>,
+    ) -> Result<api::Volume, ClientError> {
+        self.send_with_key(api::VOLUMES, request, key).await
+    }
+
+    /// [`Self::attach_volume`], for one whose data key is given: the daemon reads it from `key`.
+    pub async fn attach_volume_with_key(
+        &self,
+        name: &VolumeName,
+        request: &api::AttachVolume,
+        key: BorrowedFd<'_>,
+    ) -> Result<api::Volume, ClientError> {
+        self.send_with_key(&volume_path(name, "/attach"), request, key)
+            .await
+    }
+
+    /// [`Self::attach_snapshot`], for one of a volume whose data key is given: the daemon reads it from `key`.
+    pub async fn attach_snapshot_with_key(
+        &self,
+        name: &SnapshotRef,
+        request: &api::AttachSnapshot,
+        key: BorrowedFd<'_>,
+    ) -> Result<api::Snapshot, ClientError> {
+        self.send_with_key(&snapshot_path(name, "/attach"), request, key)
             .await
     }
 
@@ -455,6 +489,70 @@ impl Client {
         self.within_deadline(method, path, Bytes::from(body)).await
     }
 
+    async fn send_with_key<R: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &R,
+        key: BorrowedFd<'_>,
+    ) -> Result<A, ClientError> {
+        let body = serde_json::to_vec(request).unwrap_or_default();
+        let whole = self.hand_over(path, Bytes::from(body), key);
+        let (status, body) = tokio::time::timeout(self.deadline, whole)
+            .await
+            .unwrap_or(Err(ClientError::TimedOut(self.deadline)))?;
+        understood(status, &body)
+    }
+
+    /// A call that brings a descriptor (see [`key_handover`]): its status and JSON.
+    async fn hand_over(
+        &self,
+        path: &str,
+        body: Bytes,
+        key: BorrowedFd<'_>,
+    ) -> Result<(u16, Vec<u8>), ClientError> {
+        let broken = |error: io::Error| ClientError::Body(Box::new(error));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(self.connect().await?)).await?;
+        // Ends with the upgrade, or with the answer.
+        drop(tokio::spawn(connection.with_upgrades()));
+        let mut request = request_to(Method::POST, path, body)?;
+        let headers = request.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static(key_handover::PROTOCOL));
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            return Ok((
+                status.as_u16(),
+                whole_body(response.into_body()).await?.to_vec(),
+            ));
+        }
+        let upgraded = hyper::upgrade::on(response).await?;
+        let parts = upgraded
+            .downcast::<TokioIo<UnixStream>>()
+            .map_err(|_| ClientError::Body("another connection than was made".into()))?;
+        let mut stream = parts.io.into_inner();
+        if parts.read_buf.is_empty() {
+            stream.read_exact(&mut [0]).await.map_err(broken)?;
+        }
+        let socket = stream.into_std().map_err(broken)?;
+        descriptor::send(&socket, &key_handover::READY, key).map_err(broken)?;
+        let mut stream = UnixStream::from_std(socket).map_err(broken)?;
+        let status = stream.read_u16().await.map_err(broken)?;
+        let mut body = Vec::new();
+        let mut rest = stream.take(ANSWER_BYTES_MAX as u64);
+        rest.read_to_end(&mut body).await.map_err(broken)?;
+        Ok((status, body))
+    }
+
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        let connected = UnixStream::connect(&self.socket).await;
+        connected.map_err(|source| ClientError::Connect {
+            path: self.socket.clone(),
+            source,
+        })
+    }
+
     async fn within_deadline<A: DeserializeOwned>(
         &self,
         method: Method,
@@ -472,36 +570,14 @@ impl Client {
         path: &str,
         body: Bytes,
     ) -> Result<A, ClientError> {
-        let stream =
-            UnixStream::connect(&self.socket)
-                .await
-                .map_err(|source| ClientError::Connect {
-                    path: self.socket.clone(),
-                    source,
-                })?;
         let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = path
-            .parse()
-            .map_err(|error: hyper::http::uri::InvalidUri| ClientError::Body(Box::new(error)))?;
-        let headers = request.headers_mut();
-        headers.insert(HOST, hyper::header::HeaderValue::from_static("localhost"));
-        headers.insert(
-            CONTENT_TYPE,
-            hyper::header::HeaderValue::from_static("application/json"),
-        );
-
+            hyper::client::conn::http1::handshake(TokioIo::new(self.connect().await?)).await?;
+        let request = request_to(method, path, body)?;
         let answer = async {
             let response = sender.send_request(request).await?;
             let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-                .collect()
-                .await
-                .map_err(ClientError::Body)?
-                .to_bytes();
-            Ok::<_, ClientError>((status, body))
+            let body = whole_body(response.into_body()).await?;
+            Ok::<_, ClientError>((status.as_u16(), body))
         };
         tokio::pin!(answer);
         // The connection makes the progress that the answer waits for; its own end is no news.
@@ -512,17 +588,38 @@ impl Client {
                 Err(error) => return Err(error.into()),
             },
         };
-        let not_understood = |source| ClientError::Format {
-            status: status.as_u16(),
-            source,
-        };
-        if status.is_success() {
-            serde_json::from_slice(&body).map_err(not_understood)
-        } else {
-            let reply: api::ErrorReply = serde_json::from_slice(&body).map_err(not_understood)?;
-            Err(reply.error.into())
-        }
+        understood(status, &body)
     }
+}
+
+fn request_to(
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Request<Full<Bytes>>, ClientError> {
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = path
+        .parse()
+        .map_err(|error: hyper::http::uri::InvalidUri| ClientError::Body(Box::new(error)))?;
+    let headers = request.headers_mut();
+    headers.insert(HOST, HeaderValue::from_static("localhost"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(request)
+}
+
+async fn whole_body(body: Incoming) -> Result<Bytes, ClientError> {
+    let whole = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
+    Ok(whole.map_err(ClientError::Body)?.to_bytes())
+}
+
+fn understood<A: DeserializeOwned>(status: u16, body: &[u8]) -> Result<A, ClientError> {
+    let not_understood = |source| ClientError::Format { status, source };
+    if (200..300).contains(&status) {
+        return serde_json::from_slice(body).map_err(not_understood);
+    }
+    let reply: api::ErrorReply = serde_json::from_slice(body).map_err(not_understood)?;
+    Err(reply.error.into())
 }
 
 /// `{}`: the body of a request that has nothing to say.

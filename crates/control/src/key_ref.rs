@@ -2,7 +2,7 @@
 //!
 //! `PROVIDER:KEY` names a *configured* provider (its type, endpoint and credentials stand in the
 //! daemon's configuration, which root owns) and a key in it. The first `:` separates the two, so the
-//! key may hold colons (an ARN does).
+//! key may hold colons (an ARN does). `provided:` alone, with no key, is no key of any provider.
 //!
 //! What always holds: a [`KeyRef`] that exists is well formed. It never carries an endpoint, a
 //! credential or a module path for us to follow, and nothing secret: it may be printed and logged.
@@ -28,11 +28,29 @@ impl KeyRef {
     /// Most bytes in the name of a key; an AWS ARN has at most 2048.
     pub const KEY_MAX: usize = 2048;
 
+    /// `provided:`: no key of a key service, but the data key itself, which whoever attaches gives.
+    #[must_use]
+    pub fn provided() -> Self {
+        Self {
+            provider: PROVIDED.to_owned(),
+            key: String::new(),
+        }
+    }
+
+    /// Whether it is [`Self::provided`].
+    #[must_use]
+    pub fn is_provided(&self) -> bool {
+        self.provider == PROVIDED
+    }
+
     /// The reference to `key` in `provider`.
     ///
     /// # Errors
     /// When either name is empty, too long, or holds a character it may not.
     pub fn new(provider: &str, key: &str) -> Result<Self, KeyRefError> {
+        if provider == PROVIDED && key.is_empty() {
+            return Ok(Self::provided());
+        }
         check_provider(provider)?;
         if key.is_empty() {
             return Err(KeyRefError::NoKey);
@@ -82,9 +100,13 @@ pub fn check_provider(name: &str) -> Result<(), KeyRefError> {
         .find(|c| !matches!(c, 'a'..='z' | '0'..='9' | '-'))
     {
         Some(found) => Err(KeyRefError::ProviderCharacter { found }),
+        None if name == PROVIDED => Err(KeyRefError::ProviderReserved),
         None => Ok(()),
     }
 }
+
+/// Stands where others name a provider, for a key that no key service has.
+const PROVIDED: &str = "provided";
 
 /// `local:default`: the embedded provider's key, there without any configuration.
 impl Default for KeyRef {
@@ -166,6 +188,9 @@ pub enum KeyRefError {
         /// The first such character.
         found: char,
     },
+    /// It is the word for keys of no provider, with a key.
+    #[error("key reference: `provided:` is for keys that are given at each attach, and names none")]
+    ProviderReserved,
     /// The provider's name is too long.
     #[error(
         "key reference: the provider has {bytes} bytes; at most {} are possible",
@@ -185,6 +210,20 @@ mod tests {
     fn default_is_the_embedded_key() {
         assert_eq!(KeyRef::default().to_string(), "local:default");
         assert_eq!("local:default".parse(), Ok(KeyRef::default()));
+    }
+
+    #[test]
+    fn a_key_that_is_given_has_no_name_and_no_provider_has_its() {
+        let given: KeyRef = "provided:".parse().unwrap();
+        assert_eq!(given, KeyRef::provided());
+        assert!(given.is_provided() && given.to_string() == "provided:");
+        assert!(!KeyRef::default().is_provided());
+        let refused = "provided:k".parse::<KeyRef>().unwrap_err();
+        assert_eq!(refused, KeyRefError::ProviderReserved);
+        assert_eq!(
+            check_provider("provided"),
+            Err(KeyRefError::ProviderReserved)
+        );
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 pub mod api;
 pub mod client;
+pub mod descriptor;
+pub mod key_handover;
 pub mod key_ref;
 pub mod keychild;
 pub mod pkcs11_uri;

@@ -102,6 +102,23 @@ impl VolumeKey {
         Self::fill(memory, |bytes| read_exact(source, bytes))
     }
 
+    /// Reads the whole of `source`, which must be exactly 64 bytes, straight into locked memory.
+    ///
+    /// # Errors
+    /// As [`Self::read_from`]; a source that goes on.
+    pub fn read_whole(memory: &Arc<KeyMemory>, source: &mut impl Read) -> Result<Self, KeyError> {
+        Self::fill(memory, |bytes| {
+            read_exact(source, bytes)?;
+            match read_exact(source, &mut [0]) {
+                Err(KeyError::Short { .. }) => Ok(()),
+                Ok(()) => Err(KeyError::Long {
+                    expected: VOLUME_KEY_BYTES,
+                }),
+                Err(other) => Err(other),
+            }
+        })
+    }
+
     /// Writes the 64 bytes of the key, straight from locked memory.
     ///
     /// The one way out of the process. Its one caller is the key child: for its key socket, and for a message to a key

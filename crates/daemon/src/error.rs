@@ -258,6 +258,28 @@ pub enum Error {
         /// What is wrong with it.
         source: KeyError,
     },
+    /// What came in place of a data key is none.
+    #[error("the key that was given is none: {0}")]
+    BadGivenKey(#[source] KeyError),
+    /// A volume whose key is given at each attach, and that was not.
+    #[error("volume {0}: its key is given by whoever attaches it, and was not")]
+    KeyNotGiven(VolumeName),
+    /// A volume that takes no key.
+    #[error("volume {name}: its key is wrapped by {key}, and none is to be given")]
+    KeyNotTaken {
+        /// The volume.
+        name: VolumeName,
+        /// What wraps its key.
+        key: KeyRef,
+    },
+    /// Something that takes a key that a key service wraps.
+    #[error("volume {name}: its key is given at each attach: {what}")]
+    Provided {
+        /// The volume.
+        name: VolumeName,
+        /// Why that does not go.
+        what: &'static str,
+    },
     /// The key service refused or failed; its message names the key.
     #[error("{}{} ({})", for_volume(volume.as_ref()), failure.message, failure.provider_error)]
     Key {

@@ -106,6 +106,12 @@ impl Keys {
         (!local.database.exists()).then(|| local.database.clone())
     }
 
+    /// Whether whoever has the public part of a provider's key makes wrapped keys as good as its own.
+    pub(crate) fn wraps_by_public_key(&self, provider: &str) -> bool {
+        let service = self.providers.get(provider).map(|one| &one.service);
+        matches!(service, Some(Service::AzureKv(_)))
+    }
+
     /// Refuses a key of a provider that is not configured.
     ///
     /// # Errors

@@ -11,19 +11,15 @@
 //! What always holds: nothing is allocated for a length beyond the limit, and at most one file
 //! descriptor is taken in.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::message::PROTOCOL_VERSION;
+use crate::descriptor;
 
 /// Most bytes of JSON in a message.
 pub const JSON_MAX: usize = 1 << 20;
@@ -87,7 +83,7 @@ pub fn receive<T: DeserializeOwned>(
     socket: &UnixStream,
 ) -> Result<(T, Option<OwnedFd>), FrameError> {
     let mut header = [0; HEADER_LEN];
-    let (mut got, descriptor) = receive_with_rights(socket, &mut header)?;
+    let (mut got, descriptor) = descriptor::receive(socket, &mut header)?;
     let mut socket = socket;
     while got < HEADER_LEN {
         match socket.read(&mut header[got..]) {
@@ -132,40 +128,7 @@ pub(super) fn send_with_rights(
     frame: &[u8],
     descriptor: BorrowedFd<'_>,
 ) -> io::Result<usize> {
-    let descriptors = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut rights = SendAncillaryBuffer::new(&mut space);
-    rights.push(SendAncillaryMessage::ScmRights(&descriptors));
-    let header = IoSlice::new(&frame[..HEADER_LEN.min(frame.len())]);
-    Ok(sendmsg(
-        socket,
-        &[header],
-        &mut rights,
-        SendFlags::NOSIGNAL,
-    )?)
-}
-
-fn receive_with_rights(
-    socket: &UnixStream,
-    header: &mut [u8],
-) -> Result<(usize, Option<OwnedFd>), FrameError> {
-    // Room for one: the kernel closes what does not fit.
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut rights = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        recvmsg(
-            socket,
-            &mut [IoSliceMut::new(header)],
-            &mut rights,
-            RecvFlags::CMSG_CLOEXEC,
-        )
-    })
-    .map_err(io::Error::from)?;
-    let descriptor = rights.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((received.bytes, descriptor))
+    descriptor::send(socket, &frame[..HEADER_LEN.min(frame.len())], descriptor)
 }
 
 /// Receives a message: the daemon's side.

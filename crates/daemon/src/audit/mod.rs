@@ -105,6 +105,8 @@ pub(crate) enum Operation {
     EphemeralKey,
     /// A data key was generated, wrapped.
     Generate,
+    /// A data key that nobody wraps was given: at the creation of a volume, or to attach it.
+    ProvidedKey,
     /// The top of a volume was sealed, or is about to be, and another one put on it.
     Snapshot,
     /// A volume gets another data key, or has got it.

@@ -4,11 +4,13 @@
 //! |---|---|
 //! | which call is meant, and who may make it | `routes.rs` |
 //! | what the caller is told when it fails | `reply.rs` |
+//! | a call that brings a data key | `handover.rs` |
 //!
 //! What always holds: the caller is who the kernel says is at the other end of the socket; what is
 //! read of a request is bounded, and so is the time for it; a call that has begun goes on when its
 //! caller goes away; no answer holds key bytes.
 
+mod handover;
 pub(crate) mod reply;
 mod routes;
 
@@ -20,6 +22,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -78,7 +81,8 @@ async fn serve_connection(daemon: Arc<Daemon>, stream: UnixStream) {
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_WITHIN)
         .max_buf_size(HEADERS_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(error) = served.await {
         tracing::debug!(uid = caller.uid, %error, "control connection ended");
     }
@@ -87,23 +91,33 @@ async fn serve_connection(daemon: Arc<Daemon>, stream: UnixStream) {
 async fn answer(
     daemon: Arc<Daemon>,
     caller: Caller,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<Full<Bytes>> {
+    let upgrade = handover::is_asked_for(&request).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
-    let method = head.method.clone();
-    let path = head.uri.path().to_owned();
-    let result = match read_body(body).await {
-        Ok(body) => routes::call(daemon, caller, &head, body).await,
-        Err(error) => Err(error),
+    let result = match (read_body(body).await, upgrade) {
+        (Ok(body), None) => routes::call(daemon, caller, &head, body, None).await,
+        (Ok(body), Some(upgrade)) => match routes::may_bring_a_key(&daemon, caller, &head) {
+            Ok(()) => return handover::begin(daemon, caller, head, body, upgrade),
+            Err(error) => Err(error),
+        },
+        (Err(error), _) => Err(error),
     };
+    let (status, json) = told(caller, &head, result);
+    respond(status, json)
+}
+
+/// What the caller is told, and the daemon's log, too, if it is a refusal.
+fn told(caller: Caller, head: &Parts, result: Result<Vec<u8>, Error>) -> (StatusCode, Vec<u8>) {
     match result {
-        Ok(json) => respond(StatusCode::OK, json),
+        Ok(json) => (StatusCode::OK, json),
         Err(error) => {
             let error = reply::error(&error);
+            let (method, path) = (&head.method, head.uri.path());
             tracing::info!(uid = caller.uid, %method, path, kind = ?error.kind, %error, "refused");
             let status = StatusCode::from_u16(error.kind.http_status());
             let json = serde_json::to_vec(&api::ErrorReply { error }).unwrap_or_default();
-            respond(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), json)
+            (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), json)
         }
     }
 }

@@ -32,13 +32,16 @@ pub(crate) fn in_words(failed: &Error) -> String {
 
 fn kind(error: &Error) -> ErrorKind {
     match error {
-        Error::BadName(_)
+        Error::BadGivenKey(_)
+        | Error::BadName(_)
         | Error::BadRequest(_)
         | Error::BadSnapshotName(_)
         | Error::BadKeySetName(_)
         | Error::Backing { .. }
         | Error::DeviceSize { .. }
         | Error::DirectUnit { .. }
+        | Error::KeyNotGiven(_)
+        | Error::KeyNotTaken { .. }
         | Error::KeyRef(_)
         | Error::NoSuchClone { .. }
         | Error::OtherProvider { .. } => ErrorKind::Usage,
@@ -73,6 +76,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::Measuring
         | Error::NotCancellable { .. }
         | Error::NotServed(_)
+        | Error::Provided { .. }
         | Error::HasSnapshots { .. }
         | Error::LayersShared { .. }
         | Error::NoPlaceForLayers(_)
@@ -218,6 +222,12 @@ fn next_step(error: &Error) -> Option<&'static str> {
         }
         Error::JobUnderWay { .. } => {
             "Wait for it with `sealvol job watch`, or end it with `sealvol job cancel`"
+        }
+        Error::BadGivenKey(_) => "Give exactly its 64 bytes, and nothing else",
+        Error::KeyNotGiven(_) => "Give it: --key-file FILE, or --key-fd N",
+        Error::KeyNotTaken { .. } => "Leave out --key-file and --key-fd",
+        Error::Provided { .. } => {
+            "Do without, or copy what it holds into a volume with a key of a key service"
         }
         Error::Ephemeral { .. } => "Use a volume with a key of a key service",
         Error::EphemeralAttached(_) => "Detach them, or stop with --drop-ephemeral",

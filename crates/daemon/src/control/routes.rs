@@ -10,6 +10,7 @@ use hyper::body::Bytes;
 use hyper::http::request::Parts;
 use sealvol_control::api::{KeySetName, SnapshotRef, VolumeName};
 use sealvol_control::keychild::Right;
+use sealvol_crypto::VolumeKey;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -115,25 +116,40 @@ impl Route {
     }
 }
 
-/// Carries out a request and gives the answer as JSON.
-pub(super) async fn call(
-    daemon: Arc<Daemon>,
-    caller: Caller,
-    head: &Parts,
-    body: Bytes,
-) -> Result<Vec<u8>, Error> {
+/// The call that a request means, if its caller may make it.
+fn permitted(daemon: &Daemon, caller: Caller, head: &Parts) -> Result<Route, Error> {
     // A stranger learns nothing, not even which calls and volumes there are.
     daemon.require_any(caller)?;
     let route = route(&head.method, head.uri.path(), head.uri.query())?;
     if let Some(right) = route.right() {
         daemon.require(caller, right)?;
     }
+    Ok(route)
+}
+
+/// Whether the caller may make that call, and bring a data key with it.
+pub(super) fn may_bring_a_key(daemon: &Daemon, caller: Caller, head: &Parts) -> Result<(), Error> {
+    match permitted(daemon, caller, head)? {
+        Route::CreateVolume | Route::Attach(_) | Route::AttachSnapshot(_) => Ok(()),
+        _ => Err(Error::BadRequest("no key belongs to this call".to_owned())),
+    }
+}
+
+/// Carries out a request, with the data key that came with it, and gives the answer as JSON.
+pub(super) async fn call(
+    daemon: Arc<Daemon>,
+    caller: Caller,
+    head: &Parts,
+    body: Bytes,
+    given: Option<VolumeKey>,
+) -> Result<Vec<u8>, Error> {
+    let route = permitted(&daemon, caller, head)?;
     let leave = daemon.leave().await?;
     // Lives as long as somebody waits for the answer: what only answers can end with it.
     let waits = Arc::new(());
     let wanted = Arc::downgrade(&waits);
     let task = tokio::spawn(async move {
-        let answer = carry_out(&daemon, caller, route, &body, wanted).await;
+        let answer = carry_out(&daemon, caller, route, &body, given, wanted).await;
         drop(leave);
         answer
     });
@@ -146,6 +162,7 @@ async fn carry_out(
     caller: Caller,
     route: Route,
     body: &Bytes,
+    given: Option<VolumeKey>,
     wanted: Weak<()>,
 ) -> Result<Vec<u8>, Error> {
     match route {
@@ -156,7 +173,7 @@ async fn carry_out(
         Route::BenchCipher => json(&daemon.bench_cipher(message(body)?, wanted).await?),
         Route::BenchVolume => json(&daemon.bench_volume(caller, message(body)?, wanted).await?),
         Route::ListVolumes => json(&daemon.list_volumes().await?),
-        Route::CreateVolume => json(&daemon.create_volume(caller, message(body)?).await?),
+        Route::CreateVolume => json(&daemon.create_volume(caller, message(body)?, given).await?),
         Route::ShowVolume(name) => json(&daemon.show_volume(&name).await?),
         Route::DeleteVolume(name) => json(
             &daemon
@@ -165,7 +182,7 @@ async fn carry_out(
         ),
         Route::Attach(name) => json(
             &daemon
-                .attach_volume(caller, name, message_or_default(body)?)
+                .attach_volume(caller, name, message_or_default(body)?, given)
                 .await?,
         ),
         Route::Detach(name) => json(
@@ -195,7 +212,7 @@ async fn carry_out(
         Route::DeleteSnapshot(name) => json(&daemon.delete_snapshot(caller, name).await?),
         Route::AttachSnapshot(name) => json(
             &daemon
-                .attach_snapshot(caller, name, message_or_default(body)?)
+                .attach_snapshot(caller, name, message_or_default(body)?, given)
                 .await?,
         ),
         Route::DetachSnapshot(name) => json(

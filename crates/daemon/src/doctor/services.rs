@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use sealvol_control::api::doctor::Check;
+use sealvol_control::key_ref::KeyRef;
 
 use super::{failure, ok};
 use crate::control::reply;
@@ -43,8 +44,9 @@ pub(super) async fn look(daemon: &Daemon) -> Vec<Check> {
 pub(super) async fn orphans(daemon: &Daemon) -> Result<Check, Error> {
     const SUBJECT: &str = "volumes' keys";
     let mut volumes = daemon.list_volumes().await?.volumes;
-    // Nobody is asked for the key of an ephemeral one.
-    volumes.retain(|volume| !volume.ephemeral);
+    // Nobody is asked for the key of an ephemeral one, nor for one that is given.
+    let given = KeyRef::provided().to_string();
+    volumes.retain(|volume| !volume.ephemeral && volume.key != given);
     let known = |key: &str| {
         let provider = key.split(':').next();
         daemon

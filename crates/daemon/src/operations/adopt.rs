@@ -64,6 +64,10 @@ impl Daemon {
         request: &api::AdoptVolume,
     ) -> Result<api::Adopted, Error> {
         let key: KeyRef = request.key.parse()?;
+        if key.is_provided() {
+            let cause = "a volume whose key is given at each attach can't be adopted: nothing here proves its key";
+            return Err(Error::BadRequest(cause.to_owned()));
+        }
         self.keys.check(&key)?;
         let (layer, parent) = layer_directory(&request.layer_dir)?;
         let backing = self.backing_of(name, layer, parent, request).await?;
@@ -106,6 +110,7 @@ impl Daemon {
             authenticated: found.bound,
             generation: found.generation,
             clean: found.clean,
+            forgeable: self.keys.wraps_by_public_key(new.key.provider()),
         })
     }
 

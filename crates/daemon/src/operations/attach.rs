@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use sealvol_control::api::{self, VolumeName};
+use sealvol_crypto::VolumeKey;
 use sealvol_store::FileStore;
 use sealvol_volume::{Volume, open_rolled_back, read_keys, read_layer};
 
@@ -31,6 +32,7 @@ impl Daemon {
         caller: Caller,
         name: VolumeName,
         request: api::AttachVolume,
+        given: Option<VolumeKey>,
     ) -> Result<api::Volume, Error> {
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
@@ -58,6 +60,7 @@ impl Daemon {
                     loss: request.accept_loss,
                     rollback: request.accept_rollback,
                 },
+                given,
             )
             .await?;
         let (id, registered) = (row.id, attached.clone());
@@ -87,7 +90,7 @@ impl Daemon {
         };
         let _steady = self.merges.steady().await;
         let volume = self
-            .open_volume(Self::itself(), &row, &attached, Accepts::default())
+            .open_volume(Self::itself(), &row, &attached, Accepts::default(), None)
             .await?;
         self.serve(&row, volume, attached);
         self.merges.want();
@@ -111,8 +114,11 @@ impl Daemon {
         row: &VolumeRow,
         attached: &Attached,
         accepts: Accepts,
+        given: Option<VolumeKey>,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
-        let opened = self.open_checked(caller, row, attached, accepts).await;
+        let opened = self
+            .open_checked(caller, row, attached, accepts, given)
+            .await;
         if let Err(error) = &opened
             && !is_recorded(error)
         {
@@ -134,9 +140,16 @@ impl Daemon {
         row: &VolumeRow,
         attached: &Attached,
         accepts: Accepts,
+        given: Option<VolumeKey>,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
         let name = &row.name;
         if row.ephemeral {
+            if given.is_some() {
+                Self::check_not_ephemeral(
+                    row,
+                    "its key is made in memory, and none is to be given",
+                )?;
+            }
             // Whatever was lost of it is gone anyway.
             return self.open_ephemeral(caller, row, attached).await;
         }
@@ -184,7 +197,7 @@ impl Daemon {
         };
         let older = accepts.rollback && self.accept_rollback(caller, row, layer, &files).await?;
         let wrapped = read_keys(&files.meta).await.map_err(Error::volume(name))?;
-        let mut ciphers = self.load_keys(opening, &layers, &wrapped).await?;
+        let mut ciphers = self.load_keys(opening, &layers, &wrapped, given).await?;
         // What was accepted for the top says nothing of what lies below, but for a loss.
         let opening = Opening {
             accepted,

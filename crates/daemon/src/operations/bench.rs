@@ -87,7 +87,7 @@ impl Daemon {
             by: itself.uid,
         };
         let volume = self
-            .open_volume(caller, &row, &attached, Accepts::default())
+            .open_volume(caller, &row, &attached, Accepts::default(), None)
             .await?;
         let access = volume.access_path().to_owned();
         self.serve(&row, volume, attached);

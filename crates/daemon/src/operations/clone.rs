@@ -20,6 +20,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use sealvol_control::api::{self, SnapshotRef};
+use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::Right;
 use sealvol_crypto::UnitSize;
 use sealvol_volume::{DataKeyId, WrappedKey};
@@ -75,6 +76,12 @@ impl Daemon {
         // Until the registry has the clone stand on it, and a merge takes the clone along.
         let steady = self.merges.steady().await;
         let (row, found) = self.registered_snapshot(snapshot).await?;
+        let second = "what begins as its snapshot has a data key of its own, so it would take two to open that";
+        Self::check_not_provided(&row, second)?;
+        if request.key.as_deref().is_some_and(is_provided) {
+            let cause = "a clone inherits keys that a key service wraps: it is under one of its keys, not under `provided:`";
+            return Err(Error::BadRequest(cause.to_owned()));
+        }
         let layers = self.stack(&row, found.layer).await?;
         let source = Source {
             name: snapshot,
@@ -305,6 +312,10 @@ impl Daemon {
             source,
         })
     }
+}
+
+fn is_provided(key: &str) -> bool {
+    key == KeyRef::provided().to_string()
 }
 
 /// The job that copies what a clone shares into it: its top has a data key of its own already, so nothing is to be cut.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sealvol_control::api::{self, KeySetName, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{Right, Wrapped};
-use sealvol_crypto::{Commitment, UnitSize};
+use sealvol_crypto::{Commitment, UnitSize, VolumeKey};
 use sealvol_volume::{DataKeyId, LayerId, LayerParams, VolumeId, WrappedKey, check_size};
 
 use super::context;
@@ -28,12 +28,19 @@ impl Daemon {
         self: &Arc<Self>,
         caller: Caller,
         request: api::CreateVolume,
+        given: Option<VolumeKey>,
     ) -> Result<api::Volume, Error> {
+        // All that is needed of it: whoever attaches brings it again.
+        let given = given.map(|key| key.commitment());
         if request.ephemeral && request.from_snapshot.is_some() {
             let cause = "an ephemeral volume begins empty: it is no clone";
             return Err(Error::BadRequest(cause.to_owned()));
         }
         if let Some(snapshot) = request.from_snapshot.clone() {
+            if given.is_some() {
+                let cause = "a clone has a key of a key service: none is to be given";
+                return Err(Error::BadRequest(cause.to_owned()));
+            }
             return self.clone_volume(caller, request, &snapshot, None).await;
         }
         if request.fresh_key.is_some() {
@@ -47,11 +54,22 @@ impl Daemon {
         }
         let _turn = self.turn(&request.name).await;
         let new = self.check_create(caller, &request).await?;
+        match (new.key.is_provided(), given) {
+            (true, None) => return Err(Error::KeyNotGiven(new.name)),
+            (false, Some(_)) => {
+                let (name, key) = (new.name, new.key);
+                return Err(Error::KeyNotTaken { name, key });
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
         self.begin_create(&new, request.key_set).await?;
         let place = Place::of(&new.backing, new.layer, &self.state.layers());
         let made = if new.ephemeral {
             let made = self.make_ephemeral_files(&new, &place).await;
             made.map(|()| Vec::new())
+        } else if let Some(commitment) = given {
+            let made = self.make_provided_layer(caller, &new, &place, commitment);
+            made.await.map(|by| vec![(new.data_key, by)])
         } else {
             let made = self.make_layer(caller, &new, &place).await;
             made.map(|by| vec![(new.data_key, by)])
@@ -107,7 +125,9 @@ impl Daemon {
         } else {
             let named = self.named_key(request.key.as_deref(), request.key_set.as_ref());
             let key = named.await?.unwrap_or_default();
-            self.keys.check(&key)?;
+            if !key.is_provided() {
+                self.keys.check(&key)?;
+            }
             key
         };
         let backing = match &request.backing {

@@ -27,6 +27,10 @@ impl Daemon {
         if row.attached.is_some() || self.exports.get(name.as_str()).is_some() {
             return Err(Error::Attached(name));
         }
+        if request.shred {
+            let elsewhere = "there is no copy of it here to be destroyed; destroy yours, and delete the volume without --shred";
+            Self::check_not_provided(&row, elsewhere)?;
+        }
         self.check_no_job(&row).await?;
         let count = self.deletable_snapshots(&row).await?;
         if count > 0 && !request.snapshots {

@@ -20,6 +20,7 @@ mod keys;
 mod limit;
 mod merge;
 mod on_revoke;
+mod provided;
 mod recover;
 mod rekey;
 mod rekey_end;

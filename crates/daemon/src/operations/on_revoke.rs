@@ -18,6 +18,7 @@ impl Daemon {
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
         Self::check_not_ephemeral(&row, "no key service has its key, so nobody can revoke it")?;
+        Self::check_not_provided(&row, "no key service has it, so nobody can revoke it")?;
         let id = row.id;
         self.registry
             .call(move |registry| registry.set_enforcement(id, enforcement))

@@ -43,6 +43,8 @@ impl Daemon {
         let _turn = self.turn(&name).await;
         let row = self.registered(&name).await?;
         Self::check_not_ephemeral(&row, "it has another data key with each attach")?;
+        let both = "a re-key needs the old key and the new one, for as long as it takes";
+        Self::check_not_provided(&row, both)?;
         if let Some(job) = self.unfinished_job(&row).await? {
             return self.go_on_detached(&row, job, &request).await;
         }
@@ -223,7 +225,7 @@ impl Daemon {
         };
         let _steady = self.merges.steady().await;
         let volume = self
-            .open_volume(Self::itself(), row, &attached, Accepts::default())
+            .open_volume(Self::itself(), row, &attached, Accepts::default(), None)
             .await?;
         tracing::info!(volume = %name, job = %job.id, "opened for a job");
         self.jobs.has_opened(name, &volume);

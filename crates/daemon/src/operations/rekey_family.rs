@@ -240,7 +240,7 @@ impl Daemon {
         let sources = self.stack(row, from).await?;
         let needed: Vec<LayerRow> = std::iter::once(to).chain(&sources).cloned().collect();
         let wrapped = self.wrapped_keys(row).await?;
-        let mut ciphers = self.load_keys(opening, &needed, &wrapped).await?;
+        let mut ciphers = self.load_keys(opening, &needed, &wrapped, None).await?;
         let below = self.open_below(opening, &sources, &mut ciphers).await?;
         let source = below.last().cloned().ok_or_else(|| {
             Error::Internal(format!("volume {}: layer {from} is not there", row.name))

@@ -69,6 +69,7 @@ impl Daemon {
                 None => row.key.clone(),
             },
         };
+        Self::check_not_provided(&row, "nobody wraps it")?;
         self.keys.check(&key)?;
         let rewrapped = self.rewrap(caller, &row, &key, membership).await;
         if let Err(error) = &rewrapped

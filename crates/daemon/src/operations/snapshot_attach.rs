@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use sealvol_control::api::{self, SnapshotRef};
+use sealvol_crypto::VolumeKey;
 use sealvol_store::FileStore;
 use sealvol_volume::{Volume, view};
 
@@ -25,6 +26,7 @@ impl Daemon {
         caller: Caller,
         name: SnapshotRef,
         request: api::AttachSnapshot,
+        given: Option<VolumeKey>,
     ) -> Result<api::Snapshot, Error> {
         let _turn = self.turn(&name.volume).await;
         let steady = self.merges.steady().await;
@@ -39,7 +41,7 @@ impl Daemon {
             by: caller.uid,
         };
         let volume = self
-            .open_snapshot(caller, &name, &row, &snapshot, &attached)
+            .open_snapshot(caller, &name, &row, &snapshot, &attached, given)
             .await?;
         let (layer, registered) = (snapshot.layer, attached.clone());
         self.registry
@@ -61,7 +63,7 @@ impl Daemon {
             return Ok(());
         };
         let volume = self
-            .open_snapshot(Self::itself(), name, &row, &snapshot, &attached)
+            .open_snapshot(Self::itself(), name, &row, &snapshot, &attached, None)
             .await?;
         self.serve_snapshot(name, volume, attached);
         Ok(())
@@ -100,8 +102,11 @@ impl Daemon {
         row: &VolumeRow,
         snapshot: &SnapshotRow,
         attached: &Attached,
+        given: Option<VolumeKey>,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
-        let opened = self.view_snapshot(caller, row, snapshot, attached).await;
+        let opened = self
+            .view_snapshot(caller, row, snapshot, attached, given)
+            .await;
         if let Err(error) = &opened
             && !is_recorded(error)
         {
@@ -124,6 +129,7 @@ impl Daemon {
         row: &VolumeRow,
         snapshot: &SnapshotRow,
         attached: &Attached,
+        given: Option<VolumeKey>,
     ) -> Result<Arc<Volume<FileStore>>, Error> {
         let layers = self.stack(row, snapshot.layer).await?;
         let pending = layers.iter().any(|layer| !layer.sealed);
@@ -141,7 +147,7 @@ impl Daemon {
             accepted: Accepted::Nothing,
         };
         let wrapped = self.wrapped_keys(row).await?;
-        let mut ciphers = self.load_keys(opening, &layers, &wrapped).await?;
+        let mut ciphers = self.load_keys(opening, &layers, &wrapped, given).await?;
         let below = self.open_below(opening, &layers, &mut ciphers).await?;
         let volume = view(below).await.map_err(Error::volume(&row.name))?;
         self.note_parents(&volume, &layers).await?;

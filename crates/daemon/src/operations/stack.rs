@@ -120,15 +120,26 @@ impl Daemon {
             .or_else(|| self.jobs.opened(&row.name))
     }
 
-    /// Unwraps every data key of a stack into locked memory and expands it, if it is the pinned one.
+    /// Unwraps every data key of a stack into locked memory and expands it, if it is the pinned one; or takes the one that was
+    /// given, of a volume whose key nobody wraps.
     pub(super) async fn load_keys(
         &self,
         opening: Opening<'_>,
         layers: &[LayerRow],
         wrapped: &[WrappedKey],
+        given: Option<VolumeKey>,
     ) -> Result<Ciphers, Error> {
         let Opening { caller, row, .. } = opening;
         let memory = self.memory.ready()?;
+        if row.key.is_provided() {
+            return self.given_key(caller, row, layers, given, &memory).await;
+        }
+        if given.is_some() {
+            return Err(Error::KeyNotTaken {
+                name: row.name.clone(),
+                key: row.key.clone(),
+            });
+        }
         let id = row.id;
         let by = self
             .registry
