@@ -7,7 +7,7 @@ use sealvol_control::keychild::KeyChange;
 use crate::args::Key;
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
-use crate::{key_set, rewrap};
+use crate::{alias, key_set, rewrap};
 
 pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
     let (key, change, even_if_used) = match verb {
@@ -18,6 +18,7 @@ pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(
         Key::List { provider } => {
             return print.answer(&client.keys(provider.as_deref()).await?, list);
         }
+        Key::Alias(verb) => return alias::run(client, print, verb).await,
         Key::Rewrap(options) => return rewrap::run(client, print, options).await,
         Key::Set(verb) => return key_set::run(client, print, verb).await,
         Key::Show { key } => return print.answer(&client.key(&key).await?, show),
@@ -95,6 +96,7 @@ fn show(key: &api::Key) -> String {
             .iter()
             .map(|version| ("version", line(version))),
     );
+    pairs.extend(key.aliases.iter().map(|alias| ("alias", alias.clone())));
     pairs.extend(
         key.volumes
             .iter()
@@ -200,6 +202,7 @@ local:default        2  enabled  0d7c
         let rotated = api::Key {
             rotation_days: Some(90),
             next_rotation: Some("2026-08-02T04:05:06Z".into()),
+            aliases: vec!["local:alias/www".into()],
             ..key()
         };
         assert_eq!(
@@ -213,6 +216,7 @@ creates-without-plaintext:  no
 rotation:                   every 90 days, next 2026-08-02T04:05:06Z
 version:                    1 of 2026-02-03T04:05:06Z
 version:                    2 of 2026-05-04T04:05:06Z
+alias:                      local:alias/www
 volume:                     db
 volume:                     www
 "

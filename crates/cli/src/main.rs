@@ -4,6 +4,7 @@
 //! `sealvol-control` and `sealvol-audit` alone: it cannot hold a data key, open a volume, or map an error to anything but the
 //! exit code that the API names.
 
+mod alias;
 mod args;
 mod audit;
 mod doctor;

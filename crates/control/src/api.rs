@@ -44,6 +44,10 @@
 //! | `GET /v1/key-sets/NAME`           |                   | [`KeySet`]      | any        |
 //! | `POST /v1/key-sets/NAME/update`   | [`UpdateKeySet`]  | [`KeySet`]      | administer |
 //! | `DELETE /v1/key-sets/NAME`        |                   | [`KeySet`]      | administer |
+//! | `GET /v1/aliases[?provider=P]`    |                   | [`AliasList`]   | any        |
+//! | `POST /v1/aliases`                | [`CreateAlias`]   | [`Alias`]       | administer |
+//! | `POST /v1/aliases/PROVIDER:ALIAS` | [`UpdateAlias`]   | [`Alias`]       | administer |
+//! | `DELETE /v1/aliases/PROVIDER:ALIAS` |                 | [`Alias`]       | administer |
 //!
 //! "Any" is one of the three rights, whichever; who has none is refused everything. An empty body
 //! means all defaults where the request allows it. A request with an unknown field is refused.
@@ -79,7 +83,10 @@ pub use key_sets::{
     BadKeySetName, CreateKeySet, KeySet, KeySetList, KeySetMember, KeySetName, RewrapWhen,
     UpdateKeySet,
 };
-pub use keys::{ChangeKey, CreateKey, Key, KeyList, KeyTable, KeyVersion};
+pub use keys::{
+    Alias, AliasList, ChangeKey, CreateAlias, CreateKey, Key, KeyList, KeyTable, KeyVersion,
+    UpdateAlias,
+};
 pub use revocation::{Enforcement, OnRevoke};
 pub use rewrap::{RewrapVolume, Rewrapped};
 pub use snapshots::{
@@ -107,6 +114,8 @@ pub const JOBS: &str = "/v1/jobs";
 pub const KEYS: &str = "/v1/keys";
 /// Path of the key sets; one is below it by its name.
 pub const KEY_SETS: &str = "/v1/key-sets";
+/// Path of the aliases of keys; one alias is below it by its reference.
+pub const ALIASES: &str = "/v1/aliases";
 
 /// The socket that is asked when nobody names another.
 pub const DEFAULT_SOCKET: &str = "/run/sealvol/control.sock";

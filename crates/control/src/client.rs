@@ -474,6 +474,37 @@ impl Client {
         self.send(Method::DELETE, &path, &NoFields {}).await
     }
 
+    /// The aliases of a provider's keys, or of all.
+    pub async fn aliases(&self, provider: Option<&str>) -> Result<api::AliasList, ClientError> {
+        let query = provider.map(|name| format!("?provider={}", escaped(name)));
+        self.get(&format!("{}{}", api::ALIASES, query.unwrap_or_default()))
+            .await
+    }
+
+    /// A new alias.
+    pub async fn create_alias(
+        &self,
+        request: &api::CreateAlias,
+    ) -> Result<api::Alias, ClientError> {
+        self.send(Method::POST, api::ALIASES, request).await
+    }
+
+    /// Another key for an alias.
+    pub async fn update_alias(
+        &self,
+        alias: &str,
+        request: &api::UpdateAlias,
+    ) -> Result<api::Alias, ClientError> {
+        let path = format!("{}/{}", api::ALIASES, escaped(alias));
+        self.send(Method::POST, &path, request).await
+    }
+
+    /// Takes an alias away.
+    pub async fn delete_alias(&self, alias: &str) -> Result<api::Alias, ClientError> {
+        let path = format!("{}/{}", api::ALIASES, escaped(alias));
+        self.send(Method::DELETE, &path, &NoFields {}).await
+    }
+
     async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
         self.within_deadline(Method::GET, path, Bytes::new()).await
     }

@@ -46,8 +46,8 @@ pub use failure::{
     UNTRUSTED_SERVER,
 };
 pub use lifecycle::{
-    DELETION_WINDOW, KeyChange, KeyState, Lifecycle, ROTATION_PERIOD, ROTATIONS_ON_DEMAND_MAX,
-    TableState, Tended,
+    ALIAS_PREFIX, ALIASES_MAX, AliasChange, AliasChanged, DELETION_WINDOW, KeyChange, KeyState,
+    Lifecycle, ROTATION_PERIOD, ROTATIONS_ON_DEMAND_MAX, TableState, Tended,
 };
 pub use message::{
     Batch, CALLS_MAX, Call, CallResult, Confinement, Context, Done, KeyDescription, KeyVersion,

@@ -8,6 +8,7 @@
 //!   have made something; and a PIN that a token refused is not given again ([`pins`]);
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
 
+mod aliases;
 mod lifecycle;
 mod pins;
 mod relied_on;
@@ -110,14 +111,6 @@ impl Keys {
     pub(crate) fn wraps_by_public_key(&self, provider: &str) -> bool {
         let service = self.providers.get(provider).map(|one| &one.service);
         matches!(service, Some(Service::AzureKv(_)))
-    }
-
-    /// Refuses a key of a provider that is not configured.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchProvider`].
-    pub(crate) fn check(&self, key: &KeyRef) -> Result<(), Error> {
-        self.provider(key.provider()).map(|_| ())
     }
 
     /// Makes a data key for a volume and returns it wrapped: nobody sees it.

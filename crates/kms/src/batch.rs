@@ -81,6 +81,9 @@ async fn carry_out_one<S: KeyService>(
             Done::AcceptTable
         }
         Call::Change { key, change } => Done::Change(service.change_key(key, change).await?),
+        Call::ChangeAlias { alias, change } => {
+            Done::ChangeAlias(service.change_alias(alias, change).await?)
+        }
         Call::Check {
             key,
             wrapped,
@@ -179,6 +182,7 @@ fn name(call: &Call) -> &'static str {
     match call {
         Call::AcceptTable => "AcceptTable",
         Call::Change { change, .. } => change.as_str(),
+        Call::ChangeAlias { change, .. } => change.as_str(),
         Call::Check { .. } => "Check",
         Call::CreateKey { .. } => "CreateKey",
         Call::Describe { .. } => "Describe",

@@ -40,7 +40,9 @@ pub mod transit;
 use std::future::Future;
 use std::sync::Arc;
 
-use sealvol_control::keychild::{KeyChange, KeyDescription, TableState, Tended, Wrapped};
+use sealvol_control::keychild::{
+    AliasChange, AliasChanged, KeyChange, KeyDescription, TableState, Tended, Wrapped,
+};
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, VolumeKey};
 
@@ -48,7 +50,7 @@ pub use refusal::Refusal;
 
 /// A key service. Callers set the deadline: the child is killed when its time is over.
 ///
-/// `key` is a key's name or id in the provider's own words.
+/// `key` is a key's name or id in the provider's own words, or an alias of it, unless it is to be changed.
 pub trait KeyService {
     /// Says that the table of keys counts from here on, although the caller has seen a newer one: it was opened so.
     ///
@@ -58,6 +60,16 @@ pub trait KeyService {
         Err(Refusal::Unsupported {
             call: "AcceptTable",
         })
+    }
+
+    /// Makes, moves or removes an alias of a key, whole or not at all.
+    fn change_alias(
+        &self,
+        _alias: &str,
+        change: &AliasChange,
+    ) -> impl Future<Output = Result<AliasChanged, Refusal>> {
+        let call = change.as_str();
+        async move { Err(Refusal::Unsupported { call }) }
     }
 
     /// Changes a key, whole or not at all.

@@ -18,10 +18,12 @@
 //! It does not keep whoever can read both database and master key from the keys, nor root.
 //! `LOCAL.md` describes the file for those who have to read it without this program.
 
+mod aliases;
 pub mod clock;
 mod database;
 mod lifecycle;
 mod master_key;
+mod opening;
 pub(crate) mod place;
 mod schema;
 mod table;
@@ -33,14 +35,12 @@ use std::sync::Arc;
 
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
-    KeyChange, KeyDescription, KeyState, Lifecycle, LocalService, MasterKey, TableState, Tended,
-    Wrapped,
+    ALIAS_PREFIX, AliasChange, AliasChanged, KeyChange, KeyDescription, KeyState, Lifecycle,
+    LocalService, MasterKey, TableState, Tended, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
-use sealvol_crypto::{
-    EncryptionContext, KeyEncryptionKey, KeyError, VolumeKey, constant_time_eq, random,
-};
+use sealvol_crypto::{EncryptionContext, KeyEncryptionKey, KeyError, VolumeKey, random};
 use uuid::Uuid;
 
 use crate::confinement::Needs;
@@ -48,6 +48,7 @@ use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use clock::{Clock, Now};
 use database::{Database, Meta};
 use master_key::Source;
+use opening::{check_master, check_relied_on, close_table, migrate, new_meta, verify};
 use table::{Cause, Key, Table, signed};
 
 /// What wraps and seals.
@@ -160,10 +161,8 @@ impl Local {
             // It is judged by its MAC alone; what the caller relied on counts again from the change on.
             relied_on = None;
         }
-        if meta.format == 1 {
-            check_relied_on(&database, &meta, None, relied_on)?;
-            let now = read_clock()?;
-            migrate(&database, &master, &meta, now)?;
+        if meta.format < schema::FORMAT {
+            migrate(&database, &master, &meta, relied_on, read_clock()?)?;
         }
         let table = (database.data_version()?, Rc::new(database.table()?));
         let local = Self {
@@ -202,13 +201,7 @@ impl Local {
     }
 
     fn verify(&self, table: &Table) -> Result<(), Refusal> {
-        let mac = self.master.table_mac(&self.database_id, &table.message);
-        if constant_time_eq(&mac, &table.mac) {
-            return Ok(());
-        }
-        Err(Refusal::TableChanged {
-            path: self.database.path().to_owned(),
-        })
+        verify(&self.database, &self.master, &self.database_id, table)
     }
 
     /// One change: what `work` does to the table that it is given, counted and authenticated, or nothing at all.
@@ -234,17 +227,27 @@ impl Local {
         Ok(done)
     }
 
-    /// The key that `key` names, by id or name.
+    /// The key that `key` names, by id, name or alias.
     fn find_in<'t>(&self, table: &'t Table, key: &str) -> Result<&'t Key, Refusal> {
+        let has_alias = |found: &&Key| found.aliases.iter().any(|alias| alias == key);
+        self.find_key_in(table, key)
+            .or_else(|refusal| table.keys.iter().find(has_alias).ok_or(refusal))
+    }
+
+    /// The key that `key` names, by id or name: what changes a key takes no alias for it, as with AWS KMS.
+    fn find_key_in<'t>(&self, table: &'t Table, key: &str) -> Result<&'t Key, Refusal> {
         let id = as_id(key);
         let named = |found: &&Key| id.map_or(found.name == key, |id| found.id == id);
-        table
-            .keys
-            .iter()
-            .find(named)
-            .ok_or_else(|| Refusal::UnknownKey {
-                key: self.reference(key),
-            })
+        let found = table.keys.iter().find(named);
+        found.ok_or_else(|| {
+            let is_alias = |found: &Key| found.aliases.iter().any(|alias| alias == key);
+            let reference = self.reference(key);
+            if table.keys.iter().any(is_alias) {
+                Refusal::AliasForKey { alias: reference }
+            } else {
+                Refusal::UnknownKey { key: reference }
+            }
+        })
     }
 
     /// The key that `key` names, if it may be used.
@@ -355,6 +358,7 @@ impl Local {
             created: key.created,
             algorithm: ALGORITHM.to_owned(),
             creates_without_plaintext: false,
+            aliases: key.aliases.clone(),
             lifecycle: Lifecycle {
                 rotation_days: rotation.map(|rotation| rotation.days),
                 next_rotation: rotation.map(|rotation| rotation.next.wall),
@@ -382,6 +386,14 @@ impl KeyService for Local {
 
     async fn change_key(&self, key: &str, change: &KeyChange) -> Result<KeyDescription, Refusal> {
         self.carry_out(key, change)
+    }
+
+    async fn change_alias(
+        &self,
+        alias: &str,
+        change: &AliasChange,
+    ) -> Result<AliasChanged, Refusal> {
+        self.carry_out_on_alias(alias, change)
     }
 
     async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
@@ -479,124 +491,6 @@ fn context(database_id: &[u8; 16], purpose: Use) -> EncryptionContext {
     .expect("the two names differ and the values are short")
 }
 
-/// A new database's `meta`: its check value is a throw-away key that only the master key opens.
-fn new_meta(
-    source: &Source<'_>,
-    memory: &Arc<KeyMemory>,
-) -> Result<(Meta, KeyEncryptionKey), Refusal> {
-    let id = new_id();
-    let (master, form) = source.read_or_make(memory)?;
-    let check = KeyEncryptionKey::generate(memory).map_err(key_error)?;
-    let master_check = master.seal(&check, &context(&id, Use::MasterCheck), &id, CHECK_VERSION);
-    let meta = Meta {
-        format: schema::FORMAT,
-        id,
-        form,
-        master_check,
-    };
-    Ok((meta, master))
-}
-
-fn check_master(
-    master: &KeyEncryptionKey,
-    meta: &Meta,
-    service: &LocalService,
-    memory: &Arc<KeyMemory>,
-) -> Result<(), Refusal> {
-    let path = || service.database.clone();
-    match master.open(
-        memory,
-        &meta.master_check,
-        &context(&meta.id, Use::MasterCheck),
-    ) {
-        Ok(_) => Ok(()),
-        Err(WrapError::Refused) => Err(Refusal::WrongMasterKey { path: path() }),
-        Err(WrapError::Locked(error)) => Err(error.into()),
-        Err(error) => Err(Refusal::DatabaseDamaged {
-            path: path(),
-            reason: format!("check value of the master key: {error}"),
-        }),
-    }
-}
-
-/// Refuses a table that is older than the one relied on, or another one of the same age; `None` is one that had no MAC yet.
-fn check_relied_on(
-    database: &Database,
-    meta: &Meta,
-    table: Option<&Table>,
-    relied_on: Option<&TableState>,
-) -> Result<(), Refusal> {
-    let Some(relied_on) = relied_on else {
-        return Ok(());
-    };
-    let path = || database.path().to_owned();
-    let found = id_text(&meta.id);
-    if found != relied_on.database {
-        return Err(Refusal::OtherDatabase {
-            path: path(),
-            found,
-            expected: relied_on.database.clone(),
-        });
-    }
-    let changes = table.map_or(0, |table| table.changes);
-    let same = table.is_some_and(|table| table.mac == relied_on.mac);
-    if changes > relied_on.version || changes == relied_on.version && same {
-        return Ok(());
-    }
-    Err(Refusal::TableRolledBack {
-        path: path(),
-        found: changes,
-        expected: relied_on.version,
-    })
-}
-
-/// Brings a database of format 1 to the present one. Its states were not authenticated: they are believed now, once.
-fn migrate(
-    database: &Database,
-    master: &KeyEncryptionKey,
-    meta: &Meta,
-    reading: clock::Reading,
-) -> Result<(), Refusal> {
-    let fault = |error| database.fault(error);
-    let transaction = database.write()?;
-    let format: i64 = transaction
-        .query_row("SELECT format FROM meta", [], |row| row.get(0))
-        .map_err(fault)?;
-    if format != 1 {
-        return Ok(()); // another child was first
-    }
-    transaction.execute_batch(schema::FROM_1).map_err(fault)?;
-    let now = Now {
-        wall: reading.wall / 1000,
-        counted: 0,
-        reading,
-    };
-    close_table(&transaction, master, &meta.id, &now).map_err(fault)?;
-    transaction.commit().map_err(fault)
-}
-
-/// Counts a change and authenticates the table as it is stored now.
-fn close_table(
-    transaction: &Transaction<'_>,
-    master: &KeyEncryptionKey,
-    id: &[u8; 16],
-    now: &Now,
-) -> rusqlite::Result<Table> {
-    transaction.execute(
-        "UPDATE meta SET changes = changes + 1, counted = ?1, seen_boot = ?2, seen_running = ?3, seen_wall = ?4",
-        params![
-            signed(now.counted),
-            now.reading.boot,
-            signed(now.reading.running),
-            signed(now.reading.wall)
-        ],
-    )?;
-    let mut table = Table::load(transaction)?;
-    table.mac = master.table_mac(id, &table.message).to_vec();
-    transaction.execute("UPDATE meta SET mac = ?1", [&table.mac])?;
-    Ok(table)
-}
-
 fn no_clock(source: std::io::Error) -> Refusal {
     Refusal::system(std::path::Path::new(clock::BOOT_ID), source)
 }
@@ -609,6 +503,8 @@ fn check_name(name: &str) -> Result<(), Refusal> {
         "a name is made of letters, digits and . _ / -"
     } else if Uuid::try_parse(name).is_ok() {
         "it looks like the id of a key"
+    } else if name.starts_with(ALIAS_PREFIX) {
+        "names that begin with alias/ are those of aliases"
     } else {
         return Ok(());
     };

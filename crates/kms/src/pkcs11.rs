@@ -423,6 +423,7 @@ impl Pkcs11 {
             created: 0,
             algorithm: algorithm(mechanism).to_owned(),
             creates_without_plaintext: false,
+            aliases: Vec::new(),
             lifecycle: Lifecycle::default(),
         }
     }

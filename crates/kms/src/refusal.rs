@@ -4,7 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sealvol_control::keychild::{
-    FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, Right, UNTRUSTED_SERVER, WRAPPED_MAX,
+    ALIASES_MAX, FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, Right, UNTRUSTED_SERVER,
+    WRAPPED_MAX,
 };
 use sealvol_crypto::locked::LockedError;
 
@@ -19,6 +20,12 @@ const INVALID_STATE: &str = "KMSInvalidStateException";
     reason = "the message above each variant says what it is"
 )]
 pub enum Refusal {
+    #[error("alias {alias}: exists already")]
+    AliasExists { alias: String },
+    #[error("{alias}: is an alias; what is changed is a key, by its own name or id")]
+    AliasForKey { alias: String },
+    #[error("alias {alias:?}: {reason}")]
+    BadAliasName { alias: String, reason: &'static str },
     #[error("encryption context: {reason}")]
     BadContext { reason: String },
     #[error("key name {name:?}: {reason}")]
@@ -120,6 +127,10 @@ pub enum Refusal {
         found: u64,
         expected: u64,
     },
+    #[error("key {key}: has {ALIASES_MAX} aliases, which are the most that are possible")]
+    TooManyAliases { key: String },
+    #[error("alias {alias}: does not exist")]
+    UnknownAlias { alias: String },
     #[error("key {key}: does not exist")]
     UnknownKey { key: String },
     #[error("key {key}: the wrapped key names version {version} of it, which does not exist here")]
@@ -184,6 +195,21 @@ impl Refusal {
             CallerBug, GoneForEver, KeyUnusable, NotPermitted, Transient, WrongKeyOrTamper,
         };
         match self {
+            Self::AliasExists { .. } => (
+                CallerBug,
+                "AlreadyExistsException",
+                "have it mean another key: sealvol key alias update; or choose another name",
+            ),
+            Self::AliasForKey { .. } => (
+                CallerBug,
+                "ValidationException",
+                "see which key it means: sealvol key show",
+            ),
+            Self::BadAliasName { .. } => (
+                CallerBug,
+                "InvalidAliasNameException",
+                "choose another name",
+            ),
             Self::BadContext { .. } => (CallerBug, "ValidationException", "correct the context"),
             Self::BadKeyName { .. } => (CallerBug, "ValidationException", "choose another name"),
             Self::Configuration { .. } => (
@@ -350,6 +376,16 @@ impl Refusal {
                 WrongKeyOrTamper,
                 "TableRolledBack",
                 "put the newest copy back; if this is the newest there is: sealvol key accept-table",
+            ),
+            Self::TooManyAliases { .. } => (
+                NotPermitted,
+                "LimitExceededException",
+                "delete one of them: sealvol key alias delete",
+            ),
+            Self::UnknownAlias { .. } => (
+                GoneForEver,
+                "NotFoundException",
+                "check the name: sealvol key alias list",
             ),
             Self::UnknownKey { .. } => (
                 GoneForEver,

@@ -231,6 +231,7 @@ impl Tpm2 {
             created,
             algorithm: ALGORITHM.to_owned(),
             creates_without_plaintext: false,
+            aliases: Vec::new(),
             lifecycle: Lifecycle::default(),
         })
     }

@@ -476,6 +476,7 @@ impl Transit {
             versions,
             algorithm: key.kind,
             creates_without_plaintext: true,
+            aliases: Vec::new(),
             lifecycle: Lifecycle::default(),
         }
     }

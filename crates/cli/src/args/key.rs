@@ -90,6 +90,9 @@ pub(crate) enum Key {
         /// The provider, such as local
         provider: String,
     },
+    /// Second names of keys
+    #[command(subcommand)]
+    Alias(Alias),
     /// Wrap the data keys of a volume anew: by the newest version of its key, or by another key
     ///
     /// The volume stays as it is and in use: no block changes, and its data keys stay the same. So it
@@ -148,6 +151,43 @@ fn rewrap_when() -> impl TypedValueParser<Value = RewrapWhen> {
         "on-rotate" => RewrapWhen::OnRotate,
         _ => RewrapWhen::Never,
     })
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Alias {
+    /// Give a key a second name, at most 50 to each
+    ///
+    /// Whoever makes a volume may name a key by it. The volume is bound to the key that it means then,
+    /// also if the alias comes to mean another one.
+    Create {
+        /// PROVIDER:alias/NAME
+        #[arg(value_name = "ALIAS")]
+        alias: String,
+        /// The key, as PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// List the aliases of the keys of the configured providers
+    List {
+        /// Only those of this provider
+        #[arg(long)]
+        provider: Option<String>,
+    },
+    /// Have an alias mean another key from now on: volumes that exist keep theirs
+    Update {
+        /// PROVIDER:alias/NAME
+        #[arg(value_name = "ALIAS")]
+        alias: String,
+        /// The key, as PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Take an alias away; its key stays as it is
+    Delete {
+        /// PROVIDER:alias/NAME
+        #[arg(value_name = "ALIAS")]
+        alias: String,
+    },
 }
 
 fn days(range: std::ops::RangeInclusive<u32>) -> RangedI64ValueParser<u32> {

@@ -54,6 +54,9 @@ pub struct Key {
     /// When its waiting period is over by the calendar; the host has to have run as long, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion: Option<String>,
+    /// Its aliases, as `PROVIDER:ALIAS`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
     /// The volumes whose data keys it wraps; only told where one key is asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volumes: Option<Vec<VolumeName>>,
@@ -73,6 +76,45 @@ pub struct KeyVersion {
 pub struct KeyList {
     /// Sorted by reference.
     pub keys: Vec<Key>,
+}
+
+/// Ask for a new alias.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateAlias {
+    /// `PROVIDER:alias/NAME`, free until now.
+    pub alias: String,
+    /// The key that it is to mean: `PROVIDER:KEY` of the same provider.
+    pub key: String,
+}
+
+/// Ask to have an alias mean another key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateAlias {
+    /// `PROVIDER:KEY` of the same provider.
+    pub key: String,
+}
+
+/// A second name of a key, which may come to mean another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alias {
+    /// `PROVIDER:alias/NAME`.
+    pub alias: String,
+    /// The key that it means, or meant if it is deleted, as `PROVIDER:KEY`.
+    pub key: String,
+    /// The provider's own identifier of that key.
+    pub key_id: String,
+    /// The key that it meant before it was changed, by that identifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<String>,
+}
+
+/// The aliases of one provider, or of all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AliasList {
+    /// Sorted by name.
+    pub aliases: Vec<Alias>,
 }
 
 /// A provider's table of keys, as it is relied on.

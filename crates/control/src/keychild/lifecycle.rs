@@ -103,6 +103,52 @@ impl KeyChange {
     }
 }
 
+/// Most aliases of one key.
+pub const ALIASES_MAX: usize = 50;
+
+/// What every name of an alias begins with.
+pub const ALIAS_PREFIX: &str = "alias/";
+
+/// A change of one alias: a second name of a key, which may come to mean another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum AliasChange {
+    /// Make it.
+    Create {
+        /// Name or id of the key that it is to mean.
+        key: String,
+    },
+    /// Take it away; its key stays as it is.
+    Delete,
+    /// Have it mean another key.
+    Update {
+        /// Name or id of that key.
+        key: String,
+    },
+}
+
+impl AliasChange {
+    /// The change in one word, as messages have it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Create { .. } => "CreateAlias",
+            Self::Delete => "DeleteAlias",
+            Self::Update { .. } => "UpdateAlias",
+        }
+    }
+}
+
+/// An alias that was changed, and the keys it is about, by their ids.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AliasChanged {
+    /// What it means now; none: it is gone.
+    pub key_id: Option<String>,
+    /// What it meant before.
+    pub former: Option<String>,
+}
+
 /// What was due: answered to a `Tend`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

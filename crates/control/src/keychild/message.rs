@@ -12,7 +12,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
 use super::azure::AzureService;
-use super::lifecycle::{KeyChange, KeyState, Lifecycle, TableState, Tended};
+use super::lifecycle::{
+    AliasChange, AliasChanged, KeyChange, KeyState, Lifecycle, TableState, Tended,
+};
 use super::pkcs11::Pkcs11Service;
 use super::tpm2::Tpm2Service;
 use super::transit::TransitService;
@@ -53,7 +55,7 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey`, `Change`, `Tend`, `AcceptTable` | no | no | yes |
+/// | `CreateKey`, `Change`, `ChangeAlias`, `Tend`, `AcceptTable` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
 /// So whoever creates a volume never sees its key, and whoever attaches one cannot make another.
@@ -73,9 +75,11 @@ impl Right {
     #[must_use]
     pub fn permits(self, call: &Call) -> bool {
         match call {
-            Call::AcceptTable | Call::Change { .. } | Call::CreateKey { .. } | Call::Tend => {
-                self == Self::Administer
-            }
+            Call::AcceptTable
+            | Call::Change { .. }
+            | Call::ChangeAlias { .. }
+            | Call::CreateKey { .. }
+            | Call::Tend => self == Self::Administer,
             Call::Describe { .. } | Call::ListKeys => true,
             Call::Generate { .. } => self == Self::Create,
             Call::Rewrap { .. } => self != Self::Attach,
@@ -160,7 +164,7 @@ pub enum MasterKey {
 /// Pairs that a wrapped key is bound to: not secret, logged, and needed again in full to unwrap.
 pub type Context = BTreeMap<String, String>;
 
-/// One call to a key service. `key` is a key's name or id in the provider's own words.
+/// One call to a key service. `key` is a key's name or id in the provider's own words, or an alias, unless it is to be changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Call {
@@ -172,6 +176,13 @@ pub enum Call {
         key: String,
         /// How.
         change: KeyChange,
+    },
+    /// Change an alias. Keys are named by name or id here, never by another alias.
+    ChangeAlias {
+        /// Its name, with [`ALIAS_PREFIX`](super::ALIAS_PREFIX).
+        alias: String,
+        /// How.
+        change: AliasChange,
     },
     /// Unwrap a volume key and forget it: whether it could be unwrapped now.
     Check {
@@ -255,6 +266,8 @@ pub enum Done {
     AcceptTable,
     /// The key as it is now; as it was, if it is destroyed.
     Change(KeyDescription),
+    /// The alias as it is now.
+    ChangeAlias(AliasChanged),
     /// It could be.
     Check {
         /// Id of the key that opened it.
@@ -291,6 +304,7 @@ impl Done {
             (self, call),
             (Self::AcceptTable, Call::AcceptTable)
                 | (Self::Change(_), Call::Change { .. })
+                | (Self::ChangeAlias(_), Call::ChangeAlias { .. })
                 | (Self::Check { .. }, Call::Check { .. })
                 | (Self::CreateKey(_), Call::CreateKey { .. })
                 | (Self::Describe(_), Call::Describe { .. })
@@ -341,6 +355,9 @@ pub struct KeyDescription {
     pub algorithm: String,
     /// Whether a new data key is made wrapped by the key service itself, so that its plaintext is nowhere else.
     pub creates_without_plaintext: bool,
+    /// Its aliases, sorted.
+    #[serde(default)]
+    pub aliases: Vec<String>,
     /// Rotation and deletion; empty where the provider has none of it or tells nothing.
     #[serde(default)]
     pub lifecycle: Lifecycle,

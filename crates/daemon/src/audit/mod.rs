@@ -38,7 +38,10 @@ pub(crate) struct Record {
     /// The key-encryption key, as `PROVIDER:KEY`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The key that wrapped it before, if it was wrapped anew.
+    /// The alias that was changed, as `PROVIDER:ALIAS`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alias: Option<String>,
+    /// The key that wrapped it before, if it was wrapped anew; that an alias meant before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
     /// Days: of a waiting period or between two rotations.
@@ -81,6 +84,8 @@ pub(crate) enum Operation {
     Clone,
     /// A snapshot is copied into a new volume, or is.
     CopySnapshot,
+    /// A key-encryption key got a second name.
+    CreateAlias,
     /// A key-encryption key was made.
     CreateKey,
     /// A key set is about to be made.
@@ -91,6 +96,8 @@ pub(crate) enum Operation {
     Delete,
     /// A key set is about to be deleted.
     DeleteKeySet,
+    /// A second name of a key-encryption key was taken away.
+    DeleteAlias,
     /// A snapshot was deleted.
     DeleteSnapshot,
     /// A key-encryption key is about to be destroyed, its waiting period being over; or was.
@@ -129,6 +136,8 @@ pub(crate) enum Operation {
     Unwrap,
     /// A key set is about to name that key, and its members to be wrapped by it.
     UpdateKeySet,
+    /// A second name of a key-encryption key means another one now.
+    UpdateAlias,
 }
 
 impl Record {
@@ -141,6 +150,7 @@ impl Record {
             volume: None,
             name: None,
             key: None,
+            alias: None,
             from: None,
             days: None,
             key_version: None,

@@ -68,7 +68,7 @@ impl Daemon {
             let cause = "a volume whose key is given at each attach can't be adopted: nothing here proves its key";
             return Err(Error::BadRequest(cause.to_owned()));
         }
-        self.keys.check(&key)?;
+        let key = self.keys.resolve(key).await?;
         let (layer, parent) = layer_directory(&request.layer_dir)?;
         let backing = self.backing_of(name, layer, parent, request).await?;
         let place = Place::of(&backing, layer, &self.state.layers());

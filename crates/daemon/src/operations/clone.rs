@@ -60,10 +60,11 @@ impl Daemon {
     pub(super) async fn clone_volume(
         self: &Arc<Self>,
         caller: Caller,
-        request: api::CreateVolume,
+        mut request: api::CreateVolume,
         snapshot: &SnapshotRef,
         copy: Option<CopyOf>,
     ) -> Result<api::Volume, Error> {
+        self.resolve_asked(&mut request.key).await?;
         let mut fresh_key = request.fresh_key.clone();
         // In the order of their names, as everybody who takes several.
         let mut names = vec![&request.name, &snapshot.volume];

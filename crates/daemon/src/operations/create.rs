@@ -125,10 +125,11 @@ impl Daemon {
         } else {
             let named = self.named_key(request.key.as_deref(), request.key_set.as_ref());
             let key = named.await?.unwrap_or_default();
-            if !key.is_provided() {
-                self.keys.check(&key)?;
+            if key.is_provided() {
+                key
+            } else {
+                self.keys.resolve(key).await?
             }
-            key
         };
         let backing = match &request.backing {
             None => Backing::State,

@@ -267,9 +267,9 @@ impl Daemon {
         }
     }
 
-    /// A key that its provider knows.
+    /// A key that its provider knows; what an alias means is asked now and not again.
     async fn known_key(&self, key: &str) -> Result<KeyRef, Error> {
-        let key: KeyRef = key.parse()?;
+        let key = self.keys.resolve(key.parse()?).await?;
         self.keys.describe(&key).await?;
         Ok(key)
     }

@@ -196,6 +196,7 @@ fn described(provider: &str, description: &KeyDescription) -> api::Key {
     });
     let versions: Vec<_> = versions.collect();
     let lifecycle = &description.lifecycle;
+    let alias = |name: &String| format!("{provider}:{name}");
     api::Key {
         key: format!("{provider}:{}", description.name),
         key_id: description.key_id.clone(),
@@ -207,6 +208,7 @@ fn described(provider: &str, description: &KeyDescription) -> api::Key {
         rotation_days: lifecycle.rotation_days,
         next_rotation: lifecycle.next_rotation.map(rfc3339),
         deletion: lifecycle.deletion.map(rfc3339),
+        aliases: description.aliases.iter().map(alias).collect(),
         volumes: None,
     }
 }

@@ -4,6 +4,7 @@
 //! task of its own, so a caller that goes away does not cut it short.
 
 mod adopt;
+mod aliases;
 mod attach;
 mod bench;
 mod clone;

@@ -37,7 +37,7 @@ impl Daemon {
         self: &Arc<Self>,
         caller: Caller,
         name: VolumeName,
-        request: api::RekeyVolume,
+        mut request: api::RekeyVolume,
     ) -> Result<api::Job, Error> {
         check_rate(request.rate)?;
         let _turn = self.turn(&name).await;
@@ -45,6 +45,7 @@ impl Daemon {
         Self::check_not_ephemeral(&row, "it has another data key with each attach")?;
         let both = "a re-key needs the old key and the new one, for as long as it takes";
         Self::check_not_provided(&row, both)?;
+        self.resolve_asked(&mut request.key).await?;
         if let Some(job) = self.unfinished_job(&row).await? {
             return self.go_on_detached(&row, job, &request).await;
         }
@@ -56,6 +57,7 @@ impl Daemon {
             }
             None => row.key.clone(),
         };
+        let key = self.keys.resolve(key).await?;
         let fresh = self.proved_key(caller, &row, &key).await?;
         let mut cut = self.plan_cut(row.clone(), None, Some(fresh)).await?;
         cut.operation = Operation::Rekey;

@@ -70,7 +70,7 @@ impl Daemon {
             },
         };
         Self::check_not_provided(&row, "nobody wraps it")?;
-        self.keys.check(&key)?;
+        let key = self.keys.resolve(key).await?;
         let rewrapped = self.rewrap(caller, &row, &key, membership).await;
         if let Err(error) = &rewrapped
             && !is_recorded(error)

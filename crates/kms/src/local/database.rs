@@ -174,7 +174,9 @@ impl Database {
         meta: &Meta,
         created: u64,
     ) -> rusqlite::Result<()> {
-        transaction.execute_batch(SCHEMA)?;
+        for tables in SCHEMA {
+            transaction.execute_batch(tables)?;
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
         let (form, salt, costs) = match meta.form {
             MasterKeyForm::Passphrase { salt, costs } => ("passphrase", Some(salt), Some(costs)),

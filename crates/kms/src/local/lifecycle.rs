@@ -53,7 +53,7 @@ impl Local {
             return self.destroy(key);
         }
         let id = self.change(|transaction, table, now| {
-            let key = self.find_in(table, key)?;
+            let key = self.find_key_in(table, key)?;
             self.check_state(key, change)?;
             self.apply(transaction, key, change, now)?;
             Ok(key.id)
@@ -95,7 +95,7 @@ impl Local {
         }
     }
 
-    fn in_state(&self, key: &Key) -> Refusal {
+    pub(super) fn in_state(&self, key: &Key) -> Refusal {
         let name = self.reference(&key.name);
         match key.state {
             KeyState::PendingDeletion => Refusal::PendingDeletion { key: name },
@@ -239,6 +239,7 @@ impl Local {
         self.database.erase(&sealed)?;
         self.change(|transaction, table, _| {
             let told = self.description(self.find_id_in(table, &id)?);
+            self.forget_aliases(transaction, &id)?;
             for sql in [
                 "DELETE FROM versions WHERE key_id = ?1",
                 "DELETE FROM keys WHERE id = ?1",
@@ -252,7 +253,7 @@ impl Local {
     /// Overwrites the material; what it was.
     fn begin_destruction(&self, key: &str) -> Result<([u8; 16], Vec<Vec<u8>>), Refusal> {
         self.change(|transaction, table, now| {
-            let key = self.find_in(table, key)?;
+            let key = self.find_key_in(table, key)?;
             self.check_state(key, &KeyChange::Destroy)?;
             if !is_over(key.deletion, now) {
                 let key = self.reference(&key.name);

@@ -1,10 +1,15 @@
 //! The tables, and how those of an earlier format become those of this one. `LOCAL.md` says what is in them.
 
 /// Version of the format.
-pub(super) const FORMAT: i64 = 2;
+pub(super) const FORMAT: i64 = 3;
 
 /// What a new database is made with.
-pub(super) const SCHEMA: &str = "
+pub(super) const SCHEMA: [&str; 2] = [KEYS, ALIASES];
+
+/// What each format is brought to the next one by; the number is that of the former.
+pub(super) const STEPS: [(i64, &str); 2] = [(1, FROM_1), (2, ALIASES)];
+
+const KEYS: &str = "
 CREATE TABLE meta (
     one           INTEGER PRIMARY KEY CHECK (one = 1),
     format        INTEGER NOT NULL,
@@ -44,8 +49,17 @@ CREATE TABLE versions (
 ) STRICT;
 ";
 
+/// New in format 3.
+const ALIASES: &str = "
+CREATE TABLE aliases (
+    name    TEXT PRIMARY KEY,
+    key_id  BLOB NOT NULL REFERENCES keys (id),
+    created INTEGER NOT NULL
+) STRICT;
+";
+
 /// What makes format 2 of format 1, in which nothing was authenticated and keys had one version.
-pub(super) const FROM_1: &str = "
+const FROM_1: &str = "
 ALTER TABLE meta ADD COLUMN changes INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE meta ADD COLUMN counted INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE meta ADD COLUMN seen_boot BLOB NOT NULL DEFAULT x'00000000000000000000000000000000' CHECK (length(seen_boot) = 16);
@@ -77,24 +91,31 @@ DROP TABLE versions;
 DROP TABLE keys;
 ALTER TABLE keys_2 RENAME TO keys;
 ALTER TABLE versions_2 RENAME TO versions;
-UPDATE meta SET format = 2;
 ";
 
-/// What the MAC covers, in this order: every column but the MAC itself and the sealed material, which is authenticated by what
-/// seals it.
-pub(super) const COVERED: [(&str, &str); 3] = [
+/// What the MAC covers, in this order, and since which format: every column but the MAC itself and the sealed material, which is
+/// authenticated by what seals it.
+pub(super) const COVERED: [(i64, &str, &str); 4] = [
     (
+        2,
         "meta",
         "SELECT format, id, created, master_key, argon2_salt, argon2_memory, argon2_passes, argon2_lanes, master_check, \
          changes, counted, seen_boot, seen_running, seen_wall FROM meta",
     ),
     (
+        2,
         "keys",
         "SELECT id, name, state, created, rotation_days, rotate_wall, rotate_counted, delete_wall, delete_counted \
          FROM keys ORDER BY id",
     ),
     (
+        2,
         "versions",
         "SELECT key_id, version, created, cause FROM versions ORDER BY key_id, version",
+    ),
+    (
+        3,
+        "aliases",
+        "SELECT name, key_id, created FROM aliases ORDER BY name",
     ),
 ];

@@ -40,6 +40,8 @@ pub(super) struct Key {
     pub(super) deletion: Option<Deadline>,
     /// Ascending.
     pub(super) versions: Vec<Version>,
+    /// Other names of it, sorted.
+    pub(super) aliases: Vec<String>,
 }
 
 /// How a key is rotated by itself.
@@ -83,7 +85,8 @@ impl Key {
 impl Table {
     /// Reads everything. Callers hold a transaction, so that it is one state.
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
-        let message = message(connection)?;
+        let format = format(connection)?;
+        let message = message(connection, format)?;
         let mut keys: Vec<Key> = connection
             .prepare_cached(
                 "SELECT id, name, state, created, rotation_days, rotate_wall, rotate_counted, \
@@ -98,6 +101,9 @@ impl Table {
             key.versions = versions
                 .query_map([key.id], version)?
                 .collect::<rusqlite::Result<_>>()?;
+        }
+        if format >= 3 {
+            read_aliases(connection, &mut keys)?;
         }
         connection.query_row(
             "SELECT changes, counted, seen_boot, seen_running, seen_wall, mac FROM meta",
@@ -120,11 +126,26 @@ impl Table {
     }
 }
 
+/// Version of the database's format.
+pub(super) fn format(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("SELECT format FROM meta", [], |row| row.get(0))
+}
+
+fn read_aliases(connection: &Connection, keys: &mut [Key]) -> rusqlite::Result<()> {
+    let mut of_key =
+        connection.prepare_cached("SELECT name FROM aliases WHERE key_id = ?1 ORDER BY name")?;
+    for key in keys {
+        let names = of_key.query_map([key.id], |row| row.get(0))?;
+        key.aliases = names.collect::<rusqlite::Result<_>>()?;
+    }
+    Ok(())
+}
+
 /// Each table's name and number of rows, then each column: a letter for its kind, its length, its bytes. Numbers are u64 and
 /// i64, big-endian.
-fn message(connection: &Connection) -> rusqlite::Result<Vec<u8>> {
+fn message(connection: &Connection, format: i64) -> rusqlite::Result<Vec<u8>> {
     let mut message = Vec::new();
-    for (table, columns) in COVERED {
+    for (_, table, columns) in COVERED.iter().filter(|(since, ..)| *since <= format) {
         let count = format!("SELECT count(*) FROM {table}");
         let rows: i64 = connection.query_row(&count, [], |row| row.get(0))?;
         put(&mut message, b't', table.as_bytes());
@@ -171,6 +192,7 @@ fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
         rotation: rotation.map(|(days, next)| Rotation { days, next }),
         deletion: deadline(row, 7)?,
         versions: Vec::new(),
+        aliases: Vec::new(),
     })
 }
 

@@ -373,7 +373,7 @@ async fn key_material_that_was_changed_or_moved_is_refused() {
 #[tokio::test]
 async fn what_is_no_database_of_ours_or_a_newer_one_is_left_alone() {
     let place = Place::with_default_key().await;
-    place.sql("UPDATE meta SET format = 3");
+    place.sql("UPDATE meta SET format = 99");
     let newer = refused(FailureClass::KeyUnusable, "NewerFormat");
     assert_eq!(place.refusal(Right::Attach, Call::ListKeys).await, newer);
 

@@ -1,5 +1,6 @@
 //! `sealvol-keys` as the daemon uses it: every test starts the real program.
 
+mod aliases;
 mod azure;
 mod bao;
 mod calls;

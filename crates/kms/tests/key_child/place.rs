@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sealvol_control::keychild::{
-    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyChild, KeyFailure,
-    LocalService, MasterKey, Provider, Right, Service, Wrapped,
+    AliasChange, Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyChild,
+    KeyFailure, LocalService, MasterKey, Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::VolumeKey;
 use sealvol_crypto::locked::{KeyMemory, Policy};
@@ -96,6 +96,14 @@ impl Place {
 
     pub(crate) async fn change(&self, key: &str, how: KeyChange) -> CallResult {
         self.call(Right::Administer, change(key, how)).await
+    }
+
+    pub(crate) async fn change_alias(&self, alias: &str, how: AliasChange) -> CallResult {
+        let call = Call::ChangeAlias {
+            alias: alias.to_owned(),
+            change: how,
+        };
+        self.call(Right::Administer, call).await
     }
 
     pub(crate) async fn generate(&self, key: &str, context: &Context) -> Wrapped {

@@ -1,11 +1,11 @@
 //! The table of keys: what somebody without the master key changes in it, and an older copy of it, are refused.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
 use sealvol_control::keychild::{
-    Batch, Call, FailureClass, KeyChange, KeyFailure, Right, TableState,
+    AliasChange, Batch, Call, FailureClass, KeyChange, KeyFailure, Right, TableState,
 };
 
 use crate::place::{Place, change, child, context, unwrap};
@@ -41,6 +41,10 @@ async fn whatever_is_changed_in_the_table_without_the_master_key_is_refused() {
     place.change("default", rotation).await.unwrap();
     let schedule = KeyChange::ScheduleDeletion { days: 7 };
     place.change("other", schedule).await.unwrap();
+    let to_default = AliasChange::Create {
+        key: "default".to_owned(),
+    };
+    place.change_alias("alias/a", to_default).await.unwrap();
     let sound = fs::read(place.database()).unwrap();
     for change in [
         "UPDATE keys SET state = 'enabled' WHERE name = 'other'",
@@ -51,6 +55,9 @@ async fn whatever_is_changed_in_the_table_without_the_master_key_is_refused() {
         "DELETE FROM versions WHERE key_id = (SELECT id FROM keys WHERE name = 'other')",
         "UPDATE versions SET version = 2",
         "UPDATE versions SET cause = 'on-demand'",
+        "UPDATE aliases SET key_id = (SELECT id FROM keys WHERE name = 'other')",
+        "UPDATE aliases SET name = 'alias/b'",
+        "DELETE FROM aliases",
         "UPDATE meta SET counted = counted + 1",
         "UPDATE meta SET changes = changes + 1",
         "UPDATE meta SET seen_wall = 0",
@@ -161,7 +168,8 @@ fn make_format_1(place: &Place) {
     let connection = rusqlite::Connection::open(place.database()).unwrap();
     connection
         .execute_batch(
-            "CREATE TABLE meta_1 AS SELECT one, 1 AS format, id, created, master_key, argon2_salt, argon2_memory, \
+            "DROP TABLE aliases;
+             CREATE TABLE meta_1 AS SELECT one, 1 AS format, id, created, master_key, argon2_salt, argon2_memory, \
                  argon2_passes, argon2_lanes, master_check FROM meta;
              CREATE TABLE keys_1 (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, created INTEGER NOT NULL) STRICT;
              CREATE TABLE versions_1 (key_id BLOB NOT NULL REFERENCES keys_1 (id), version INTEGER NOT NULL, created INTEGER NOT NULL,
@@ -197,6 +205,73 @@ async fn a_database_of_the_first_format_is_taken_over_once() {
     place.unwrap(call()).await.expect("as before");
 }
 
+impl Place {
+    /// The tables as format 2 had them, whose MAC is to be made anew.
+    pub(crate) fn make_format_2(&self) {
+        let connection = rusqlite::Connection::open(self.database()).unwrap();
+        connection
+            .execute_batch("DROP TABLE aliases; UPDATE meta SET format = 2")
+            .unwrap();
+    }
+
+    /// The MAC that a release of that format would have made, by another implementation than ours.
+    pub(crate) fn mac_anew(&self, format: u32) {
+        let output = table_mac(self, &["--write", "--format", &format.to_string()]);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_database_of_the_second_format_is_taken_over_if_its_mac_is_sound() {
+    let place = Place::with_default_key().await;
+    place.change("default", KeyChange::Rotate).await.unwrap();
+    let wrapped = place.generate("default", &context("1")).await;
+    let answer = place.answer(Right::Attach, vec![Call::ListKeys]).await;
+    let known = answer.table.expect("a table");
+    place.make_format_2();
+    place.sql("UPDATE keys SET state = 'disabled'");
+    for right in [Right::Attach, Right::Administer] {
+        let refusal = place.refusal(right, Call::ListKeys).await;
+        assert_eq!(refusal, (TAMPER, "TableChanged".to_owned()));
+    }
+    place.sql("UPDATE keys SET state = 'enabled'");
+    place.mac_anew(2);
+    let call = || unwrap("default", &wrapped.blob, &context("1"));
+    // Older than what was relied on, it stays as it is.
+    let newer = TableState {
+        version: known.version + 1,
+        ..known.clone()
+    };
+    let before = fs::read(place.database()).unwrap();
+    let (refused, _) = place.relying(Some(&newer), Right::Attach, call()).await;
+    assert_eq!(named(refused.unwrap_err()).1, "TableRolledBack");
+    assert_eq!(fs::read(place.database()).unwrap(), before);
+
+    let (done, table) = place.relying(None, Right::Attach, call()).await;
+    done.unwrap();
+    assert_eq!(table.expect("a table").version, known.version + 1);
+    place.unwrap(call()).await.expect("as before");
+    let alias = AliasChange::Create {
+        key: "default".to_owned(),
+    };
+    place.change_alias("alias/new", alias).await.unwrap();
+}
+
+/// What `tests/table_mac.py` says of a database.
+fn table_mac(place: &Place, arguments: &[&str]) -> Output {
+    let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/table_mac.py");
+    Command::new("python3")
+        .arg(script)
+        .arg("--database")
+        .arg(place.database())
+        .arg("--master-key-file")
+        .arg(place.master_key_file())
+        .args(arguments)
+        .output()
+        .expect("python3 runs")
+}
+
 #[tokio::test]
 async fn another_implementation_makes_the_same_mac() {
     let place = Place::with_default_key().await;
@@ -204,15 +279,11 @@ async fn another_implementation_makes_the_same_mac() {
     let rotation = KeyChange::SetRotation { days: Some(365) };
     place.change("other", rotation).await.unwrap();
     place.change("other", KeyChange::Rotate).await.unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/table_mac.py");
-    let output = Command::new("python3")
-        .arg(script)
-        .arg("--database")
-        .arg(place.database())
-        .arg("--master-key-file")
-        .arg(place.master_key_file())
-        .output()
-        .expect("python3 runs");
+    let alias = AliasChange::Create {
+        key: "other".to_owned(),
+    };
+    place.change_alias("alias/a", alias).await.unwrap();
+    let output = table_mac(&place, &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "sound\n");
