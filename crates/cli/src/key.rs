@@ -7,12 +7,12 @@ use sealvol_control::keychild::KeyChange;
 use crate::args::Key;
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
-use crate::{alias, key_set, rewrap};
+use crate::{alias, import, key_set, rewrap};
 
 pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
     let (key, change, even_if_used) = match verb {
-        Key::Create { key } => {
-            let request = api::CreateKey { key };
+        Key::Create { key, origin } => {
+            let request = api::CreateKey { key, origin };
             return print.answer(&client.create_key(&request).await?, created);
         }
         Key::List { provider } => {
@@ -25,6 +25,9 @@ pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(
         Key::AcceptTable { provider } => {
             return print.answer(&client.accept_key_table(&provider).await?, accepted);
         }
+        Key::ImportParameters(options) => return import::parameters(client, print, options).await,
+        Key::Import(options) => return import::material(client, print, options).await,
+        Key::DeleteMaterial { key } => (key, KeyChange::DeleteMaterial, false),
         Key::Enable { key } => (key, KeyChange::Enable, false),
         Key::Disable { key } => (key, KeyChange::Disable, false),
         Key::Rotate { key } => (key, KeyChange::Rotate, false),
@@ -84,6 +87,11 @@ fn show(key: &api::Key) -> String {
             .iter()
             .map(|when| ("destroyed", format!("not before {when}"))),
     );
+    if let Some(origin) = &key.origin {
+        let until = key.material_expires.as_ref();
+        let until = until.map(|when| format!(", its material expires {when}"));
+        pairs.push(("origin", format!("{origin}{}", until.unwrap_or_default())));
+    }
     if let (Some(days), Some(next)) = (key.rotation_days, &key.next_rotation) {
         pairs.push(("rotation", format!("every {days} days, next {next}")));
     }
@@ -116,6 +124,12 @@ fn moment(created: &str) -> String {
 }
 
 fn created(key: &api::Key) -> String {
+    if key.state == "pending-import" {
+        return format!(
+            "Key {} created: id {}, pending import of its material\n",
+            key.key, key.key_id
+        );
+    }
     format!(
         "Key {} created: id {} version {}\n",
         key.key, key.key_id, key.version
@@ -129,7 +143,7 @@ fn accepted(table: &api::KeyTable) -> String {
     )
 }
 
-fn changed(key: &api::Key, change: &KeyChange) -> String {
+pub(crate) fn changed(key: &api::Key, change: &KeyChange) -> String {
     let name = &key.key;
     match change {
         KeyChange::Rotate => format!("Key {name} wraps by version {} now\n", key.version),
@@ -234,6 +248,36 @@ volume:                     www
             changed(&rotated, &KeyChange::SetRotation { days: Some(90) }),
             "Key local:default is rotated every 90 days, next 2026-08-02T04:05:06Z\n"
         );
+    }
+
+    #[test]
+    fn a_key_whose_material_is_imported_says_so() {
+        let pending = api::Key {
+            state: "pending-import".into(),
+            origin: Some("external".into()),
+            ..key()
+        };
+        assert_eq!(
+            created(&pending),
+            "Key local:default created: id 0d7c, pending import of its material\n"
+        );
+        assert!(show(&pending).contains("origin:                     external\n"));
+        let deleted = changed(&pending, &KeyChange::DeleteMaterial);
+        assert_eq!(
+            deleted,
+            "\
+Key local:default is pending-import now
+  volumes that can't be attached then: db, www
+"
+        );
+        let imported = api::Key {
+            material_expires: Some("2026-08-02T04:05:06Z".into()),
+            state: "enabled".into(),
+            ..pending
+        };
+        let line =
+            "origin:                     external, its material expires 2026-08-02T04:05:06Z\n";
+        assert!(show(&imported).contains(line));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod args;
 mod audit;
 mod doctor;
 mod flatten;
+mod import;
 mod jobs;
 mod key;
 mod key_set;

@@ -34,6 +34,9 @@ pub(crate) enum CommandError {
     /// The daemon did not, or could not be asked.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A file that was named cannot be read, or be made.
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
     /// The answer could not be printed.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
@@ -343,7 +346,7 @@ fn report(error: &CommandError, json: bool) -> ExitCode {
             ErrorKind::Failed,
             Some("Follow the advice beside each, and run it again".to_owned()),
         ),
-        CommandError::Output(_) => (ErrorKind::Failed, None),
+        CommandError::File { .. } | CommandError::Output(_) => (ErrorKind::Failed, None),
         CommandError::KeySource(..) => (
             ErrorKind::Usage,
             Some("Name a file, or an open descriptor, with the 64 bytes of the key".to_owned()),

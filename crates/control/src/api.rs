@@ -38,6 +38,8 @@
 //! | `POST /v1/keys`                   | [`CreateKey`]     | [`Key`]         | administer |
 //! | `GET /v1/keys/PROVIDER:KEY`       |                   | [`Key`]         | any        |
 //! | `POST /v1/keys/PROVIDER:KEY/change` | [`ChangeKey`]   | [`Key`]         | administer |
+//! | `POST /v1/keys/PROVIDER:KEY/import-parameters` | [`GetImportParameters`] | [`ImportParameters`] | administer |
+//! | `POST /v1/keys/PROVIDER:KEY/import` | [`ImportMaterial`] | [`Key`]      | administer |
 //! | `POST /v1/keys/PROVIDER/accept-table` |               | [`KeyTable`]    | administer |
 //! | `GET /v1/key-sets`                |                   | [`KeySetList`]  | any        |
 //! | `POST /v1/key-sets`               | [`CreateKeySet`]  | [`KeySet`]      | administer |
@@ -54,7 +56,8 @@
 //! With curl: `curl --unix-socket /run/sealvol/control.sock http://localhost/v1/status`.
 //!
 //! Every failure is an [`ErrorReply`] under the HTTP status of its [`ErrorKind`].
-//! No message of this API holds key bytes, wrapped or not. Sizes are bytes; times are RFC 3339 in
+//! No message of this API holds key bytes, wrapped or not, but for key material that is imported, which is encrypted to a key
+//! that only its key service has. Sizes are bytes; times are RFC 3339 in
 //! UTC.
 
 pub mod bench;
@@ -67,6 +70,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod import;
 mod jobs;
 mod key_sets;
 mod keys;
@@ -75,6 +79,7 @@ mod rewrap;
 mod snapshots;
 mod status;
 
+pub use import::{GetImportParameters, ImportMaterial, ImportParameters};
 pub use jobs::{
     Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
     RekeyVolume, Rekeyed,

@@ -434,6 +434,26 @@ impl Client {
         self.send(Method::POST, &path, request).await
     }
 
+    /// A public key to encrypt key material to, and a token.
+    pub async fn import_parameters(
+        &self,
+        key: &str,
+        request: &api::GetImportParameters,
+    ) -> Result<api::ImportParameters, ClientError> {
+        let path = format!("{}/{}/import-parameters", api::KEYS, escaped(key));
+        self.send(Method::POST, &path, request).await
+    }
+
+    /// Encrypted key material for a key.
+    pub async fn import_key_material(
+        &self,
+        key: &str,
+        request: &api::ImportMaterial,
+    ) -> Result<api::Key, ClientError> {
+        let path = format!("{}/{}/import", api::KEYS, escaped(key));
+        self.send(Method::POST, &path, request).await
+    }
+
     /// Goes on from a provider's table of keys that is older than the one relied on.
     pub async fn accept_key_table(&self, provider: &str) -> Result<api::KeyTable, ClientError> {
         let path = format!("{}/{}/accept-table", api::KEYS, escaped(provider));

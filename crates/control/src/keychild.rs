@@ -23,6 +23,7 @@
 mod azure;
 mod failure;
 pub mod frame;
+mod import;
 mod lifecycle;
 pub mod message;
 mod pkcs11;
@@ -44,6 +45,10 @@ pub use azure::{AzureService, Identity};
 pub use failure::{
     FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, PIN_LOCKED,
     UNTRUSTED_SERVER,
+};
+pub use import::{
+    IMPORT_BYTES_MAX, IMPORT_SECONDS, ImportParameters, MATERIAL_DAYS_MAX, Origin,
+    WrappingAlgorithm, WrappingKeySpec,
 };
 pub use lifecycle::{
     ALIAS_PREFIX, ALIASES_MAX, AliasChange, AliasChanged, DELETION_WINDOW, KeyChange, KeyState,

@@ -12,6 +12,31 @@ pub fn rfc3339(seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
+/// Seconds since 1970 (UTC) of a text as [`rfc3339`] writes it; nothing of one that is written otherwise, or of no such moment.
+#[must_use]
+pub fn seconds(text: &str) -> Option<u64> {
+    let number = |range: std::ops::Range<usize>| {
+        let digits = text.get(range)?;
+        let all_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
+        digits.parse::<u64>().ok().filter(|_| all_digits)
+    };
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    // From March, as in `date`.
+    let (years, months) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year.checked_sub(1)?, month + 9)
+    };
+    let (era, year_of_era) = (years / 400, years % 400);
+    let day_of_year = (153 * months + 2) / 5 + day.checked_sub(1)?;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+    let seconds = days * DAY + hour * 3600 + minute * 60 + second;
+    // What is no date, such as February 30, is written otherwise.
+    (rfc3339(seconds) == text).then_some(seconds)
+}
+
 /// Year, month and day of a day since 1970-01-01, in the Gregorian calendar. Years are counted from March, so that the leap day
 /// is the last; 400 of them have 146,097 days.
 fn date(days: u64) -> (u64, u64, u64) {
@@ -45,6 +70,28 @@ mod tests {
             (253_402_300_799, "9999-12-31T23:59:59Z"),
         ] {
             assert_eq!(rfc3339(seconds), text);
+            assert_eq!(super::seconds(text), Some(seconds));
+        }
+    }
+
+    #[test]
+    fn what_is_no_moment_is_none() {
+        for text in [
+            "",
+            "2026-02-30T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-00-01T00:00:00Z",
+            "2026-01-00T00:00:00Z",
+            "2026-01-01T24:00:00Z",
+            "2026-01-01T00:60:00Z",
+            "2026-01-01T00:00:00",
+            "2026-01-01T00:00:00+01:00",
+            "2026-01-01 00:00:00Z",
+            "1969-12-31T23:59:59Z",
+            "+026-01-01T00:00:00Z",
+            "2026-01-01T00:00:0Zé",
+        ] {
+            assert_eq!(seconds(text), None, "{text}");
         }
     }
 }

@@ -20,6 +20,13 @@ pub(crate) const SEAL: &[u8] = b"sealvol v1 seal key-encryption key";
 /// Label of the key of the MAC over a table of keys.
 pub(crate) const TABLE_MAC: &[u8] = b"sealvol v1 key table mac";
 
+/// Label of the AES-256-GCM key and IV that seal the private key of an import.
+pub(crate) const SEAL_IMPORT: &[u8] = b"sealvol v1 seal import private key";
+/// Label of the key of the MAC in an import token.
+pub(crate) const IMPORT_TOKEN_MAC: &[u8] = b"sealvol v1 import token mac";
+/// Label of the key of the fingerprint of imported key material.
+pub(crate) const FINGERPRINT: &[u8] = b"sealvol v1 imported key fingerprint";
+
 /// HKDF-SHA256 of `ikm` with `salt` (may be empty) and `label` as info.
 pub(crate) fn derive<const N: usize>(ikm: &[u8], salt: &[u8], label: &[u8]) -> Zeroizing<[u8; N]> {
     let mut okm = Zeroizing::new([0; N]);

@@ -6,6 +6,8 @@
 use std::io::{Read, Write};
 use std::sync::Arc;
 
+use zeroize::Zeroizing;
+
 use crate::context::EncryptionContext;
 use crate::kdf;
 use crate::locked::{KeyMemory, Slot};
@@ -28,6 +30,22 @@ impl Format for SealedKeyFormat {
     const MAGIC: [u8; 4] = *b"SVsk";
     const LABEL: &'static [u8] = kdf::SEAL;
     const SECRET_BYTES: usize = KEY_ENCRYPTION_KEY_BYTES;
+}
+
+/// Most bytes of the private key of an import: one of RSA-4096 has about 2,400 (PKCS #8).
+const IMPORT_KEY_BYTES_MAX: usize = 4096;
+
+/// The private key that key material is imported by, under a key-encryption key.
+struct SealedImportKeyFormat;
+
+impl Format for SealedImportKeyFormat {
+    const MAGIC: [u8; 4] = *b"SVsi";
+    const LABEL: &'static [u8] = kdf::SEAL_IMPORT;
+    const SECRET_BYTES: usize = IMPORT_KEY_BYTES_MAX;
+
+    fn may_have(bytes: usize) -> bool {
+        (1..=IMPORT_KEY_BYTES_MAX).contains(&bytes)
+    }
 }
 
 /// A key-encryption key in locked memory.
@@ -109,9 +127,57 @@ impl KeyEncryptionKey {
 
     /// Authenticates the table of the keys that this key seals: what is said of them, not the keys. `id` is the table's own.
     pub fn table_mac(&self, id: &[u8; 16], table: &[u8]) -> [u8; 32] {
+        self.mac(id, kdf::TABLE_MAC, table)
+    }
+
+    /// Authenticates a token of an import, which comes back from outside. `id` is that of the table of keys.
+    pub fn import_token_mac(&self, id: &[u8; 16], token: &[u8]) -> [u8; 32] {
+        self.mac(id, kdf::IMPORT_TOKEN_MAC, token)
+    }
+
+    /// What another key is recognised by, by whoever has this one and by nobody else. `id` is the other one's.
+    pub fn fingerprint(&self, id: &[u8; 16], other: &Self) -> [u8; 32] {
+        self.mac(id, kdf::FINGERPRINT, other.bytes())
+    }
+
+    /// Encrypts the private key of an import, which is no key-encryption key and need not lie in locked memory.
+    ///
+    /// # Panics
+    /// If it has no byte, or more than 4096.
+    pub fn seal_import_key(
+        &self,
+        private_key: &[u8],
+        context: &EncryptionContext,
+        id: &[u8; 16],
+    ) -> Vec<u8> {
+        let header = WrapHeader {
+            key_id: *id,
+            key_version: 0,
+        };
+        let nonce = wrap::fresh_nonce();
+        wrap::seal::<SealedImportKeyFormat>(self, header, nonce, private_key, context)
+    }
+
+    /// Decrypts what [`KeyEncryptionKey::seal_import_key`] made, for as long as `with` works.
+    ///
+    /// # Errors
+    /// As [`KeyEncryptionKey::open`].
+    pub fn with_import_key<T>(
+        &self,
+        blob: &[u8],
+        context: &EncryptionContext,
+        with: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, WrapError> {
+        wrap::parse::<SealedImportKeyFormat>(blob)?;
+        let mut private_key = Zeroizing::new(vec![0; wrap::secret_bytes(blob).unwrap_or(0)]);
+        wrap::open::<SealedImportKeyFormat>(self, blob, context, &mut private_key)?;
+        Ok(with(&private_key))
+    }
+
+    fn mac(&self, salt: &[u8; 16], label: &[u8], message: &[u8]) -> [u8; 32] {
         with_cleared_residue(|| {
-            let key = kdf::derive::<32>(self.bytes(), id, kdf::TABLE_MAC);
-            hmac_sha256(key.as_slice(), &[table])
+            let key = kdf::derive::<32>(self.bytes(), salt, label);
+            hmac_sha256(key.as_slice(), &[message])
         })
     }
 

@@ -7,9 +7,9 @@
 //!   AES-256-GCM, associated data = header ‖ canonical encryption context
 //! ```
 //!
-//! Exact in `FORMATS.md`. Two kinds share the format and differ in magic, label and length: a volume
-//! key under a key-encryption key (here), and a key-encryption key under another one
-//! ([`KeyEncryptionKey::seal`]).
+//! Exact in `FORMATS.md`. Three kinds share the format and differ in magic, label and length: a volume
+//! key under a key-encryption key (here), a key-encryption key under another one
+//! ([`KeyEncryptionKey::seal`]), and the private key of an import ([`KeyEncryptionKey::seal_import_key`]).
 //!
 //! What always holds: the plaintext goes from slot to ciphertext and from ciphertext to slot, and
 //! lies nowhere between; a blob with any bit changed, another context or another key is refused
@@ -43,8 +43,14 @@ pub const WRAPPED_VOLUME_KEY_BYTES: usize = VolumeKeyFormat::BLOB_BYTES;
 pub(crate) trait Format {
     const MAGIC: [u8; 4];
     const LABEL: &'static [u8];
+    /// Bytes of the secret; where it may have any length up to there, the most.
     const SECRET_BYTES: usize;
     const BLOB_BYTES: usize = HEADER_BYTES + Self::SECRET_BYTES + TAG_BYTES;
+
+    /// Whether a secret of this kind may have so many bytes.
+    fn may_have(bytes: usize) -> bool {
+        bytes == Self::SECRET_BYTES
+    }
 }
 
 /// A volume key under a key-encryption key.
@@ -156,6 +162,11 @@ pub(crate) fn fresh_nonce() -> [u8; NONCE_BYTES] {
     nonce
 }
 
+/// Bytes of the secret in a blob, if it is as long as one.
+pub(crate) fn secret_bytes(blob: &[u8]) -> Option<usize> {
+    blob.len().checked_sub(HEADER_BYTES + TAG_BYTES)
+}
+
 /// Encrypts `secret`, which lies in a slot, under `kek`. `nonce` must never have been used before.
 pub(crate) fn seal<F: Format>(
     kek: &KeyEncryptionKey,
@@ -164,19 +175,18 @@ pub(crate) fn seal<F: Format>(
     secret: &[u8],
     context: &EncryptionContext,
 ) -> Vec<u8> {
-    assert_eq!(
-        secret.len(),
-        F::SECRET_BYTES,
+    assert!(
+        F::may_have(secret.len()),
         "the secret has the length of its format"
     );
-    let mut blob = Vec::with_capacity(F::BLOB_BYTES);
+    let mut blob = Vec::with_capacity(HEADER_BYTES + secret.len() + TAG_BYTES);
     blob.extend_from_slice(&F::MAGIC);
     blob.push(FORMAT_VERSION);
     blob.extend_from_slice(&header.key_id);
     blob.extend_from_slice(&header.key_version.to_be_bytes());
     blob.extend_from_slice(&nonce);
     let associated = associated_data(&blob, context);
-    blob.resize(HEADER_BYTES + F::SECRET_BYTES, 0);
+    blob.resize(HEADER_BYTES + secret.len(), 0);
     let tag = with_cleared_residue(|| {
         let key_and_iv = kdf::derive::<KEY_AND_IV_BYTES>(kek.bytes(), &nonce, F::LABEL);
         gcm::seal(&key_and_iv, &associated, secret, &mut blob[HEADER_BYTES..])
@@ -223,7 +233,7 @@ pub(crate) fn parse<F: Format>(blob: &[u8]) -> Result<WrapHeader, WrapError> {
         Some(&FORMAT_VERSION) => {}
         Some(&found) => return Err(WrapError::NewerFormat { found }),
     }
-    if blob.len() != F::BLOB_BYTES {
+    if !secret_bytes(blob).is_some_and(F::may_have) {
         return Err(length);
     }
     let field = |at: usize, bytes: usize| &blob[at..at + bytes];

@@ -9,6 +9,7 @@
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
 
 mod aliases;
+mod import;
 mod lifecycle;
 mod pins;
 mod relied_on;
@@ -24,7 +25,7 @@ use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
     Answer, Batch, CALLS_MAX, Call, CallResult, Context, Done, Fault, KeyChild, KeyChildError,
-    KeyDescription, KeyFailure, MasterKey, Provider, Right, Service, Wrapped,
+    KeyDescription, KeyFailure, MasterKey, Origin, Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{KeyError, VolumeKey};
@@ -369,9 +370,11 @@ impl Keys {
         &self,
         caller: Caller,
         key: &KeyRef,
+        origin: Origin,
     ) -> Result<KeyDescription, Error> {
         let call = Call::CreateKey {
             name: key.key().to_owned(),
+            origin,
         };
         let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
         let created = answer.and_then(|(done, _)| match done {

@@ -95,10 +95,29 @@ async fn carry_out_one<S: KeyService>(
                 key_version: unwrapped.key_version,
             }
         }
-        Call::CreateKey { name } => Done::CreateKey(service.create_key(name).await?),
+        Call::CreateKey { name, origin } => {
+            Done::CreateKey(service.create_key(name, *origin).await?)
+        }
         Call::Describe { key } => Done::Describe(service.describe(key).await?),
         Call::Generate { key, context } => {
             Done::Generate(bounded(service.generate(key, &checked(context)?).await?)?)
+        }
+        Call::ImportMaterial {
+            key,
+            material,
+            token,
+            expires,
+        } => {
+            let imported = service.import_key_material(key, material, token, *expires);
+            Done::ImportMaterial(imported.await?)
+        }
+        Call::ImportParameters {
+            key,
+            spec,
+            algorithm,
+        } => {
+            let made = service.import_parameters(key, *spec, *algorithm);
+            Done::ImportParameters(made.await?)
         }
         Call::ListKeys => Done::ListKeys(service.list_keys().await?),
         Call::Rewrap {
@@ -187,6 +206,8 @@ fn name(call: &Call) -> &'static str {
         Call::CreateKey { .. } => "CreateKey",
         Call::Describe { .. } => "Describe",
         Call::Generate { .. } => "Generate",
+        Call::ImportMaterial { .. } => "ImportKeyMaterial",
+        Call::ImportParameters { .. } => "GetParametersForImport",
         Call::ListKeys => "ListKeys",
         Call::Rewrap { .. } => "Rewrap",
         Call::Tend => "Tend",

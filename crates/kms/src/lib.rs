@@ -41,7 +41,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use sealvol_control::keychild::{
-    AliasChange, AliasChanged, KeyChange, KeyDescription, TableState, Tended, Wrapped,
+    AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, Origin, TableState,
+    Tended, Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, VolumeKey};
@@ -83,7 +84,11 @@ pub trait KeyService {
     }
 
     /// Makes a key-encryption key with its first version, whole or not at all.
-    fn create_key(&self, name: &str) -> impl Future<Output = Result<KeyDescription, Refusal>>;
+    fn create_key(
+        &self,
+        name: &str,
+        origin: Origin,
+    ) -> impl Future<Output = Result<KeyDescription, Refusal>>;
 
     /// Tells state, versions and age of a key; answered in every state.
     fn describe(&self, key: &str) -> impl Future<Output = Result<KeyDescription, Refusal>>;
@@ -94,6 +99,35 @@ pub trait KeyService {
         key: &str,
         context: &EncryptionContext,
     ) -> impl Future<Output = Result<Wrapped, Refusal>>;
+
+    /// Takes in the material of a key of [`Origin::External`], encrypted to the key of [`KeyService::import_parameters`].
+    fn import_key_material(
+        &self,
+        _key: &str,
+        _material: &[u8],
+        _token: &[u8],
+        _expires: Option<u64>,
+    ) -> impl Future<Output = Result<KeyDescription, Refusal>> {
+        async {
+            Err(Refusal::Unsupported {
+                call: "ImportKeyMaterial",
+            })
+        }
+    }
+
+    /// Makes a pair of keys by which material for a key can be imported.
+    fn import_parameters(
+        &self,
+        _key: &str,
+        _spec: WrappingKeySpec,
+        _algorithm: WrappingAlgorithm,
+    ) -> impl Future<Output = Result<ImportParameters, Refusal>> {
+        async {
+            Err(Refusal::Unsupported {
+                call: "GetParametersForImport",
+            })
+        }
+    }
 
     /// Tells all keys, by name.
     fn list_keys(&self) -> impl Future<Output = Result<Vec<KeyDescription>, Refusal>>;

@@ -21,12 +21,14 @@
 mod aliases;
 pub mod clock;
 mod database;
+mod import;
 mod lifecycle;
 mod master_key;
 mod opening;
 pub(crate) mod place;
 mod schema;
 mod table;
+mod unwrapping;
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -35,8 +37,9 @@ use std::sync::Arc;
 
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
-    ALIAS_PREFIX, AliasChange, AliasChanged, KeyChange, KeyDescription, KeyState, Lifecycle,
-    LocalService, MasterKey, TableState, Tended, Wrapped,
+    ALIAS_PREFIX, AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, KeyState,
+    Lifecycle, LocalService, MasterKey, Origin, TableState, Tended, Wrapped, WrappingAlgorithm,
+    WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
@@ -47,6 +50,7 @@ use crate::confinement::Needs;
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use clock::{Clock, Now};
 use database::{Database, Meta};
+use import::Import;
 use master_key::Source;
 use opening::{check_master, check_relied_on, close_table, migrate, new_meta, verify};
 use table::{Cause, Key, Table, signed};
@@ -164,7 +168,11 @@ impl Local {
         if meta.format < schema::FORMAT {
             migrate(&database, &master, &meta, relied_on, read_clock()?)?;
         }
-        let table = (database.data_version()?, Rc::new(database.table()?));
+        let state = database.data_version()?;
+        let mut table = database.table()?;
+        let now = now(&table, read_clock()?);
+        table.settle(&now);
+        let table = (state, Rc::new(table));
         let local = Self {
             provider: opening.name.to_owned(),
             database,
@@ -193,8 +201,9 @@ impl Local {
         let state = self.database.data_version()?;
         let mut cached = self.table.borrow_mut();
         if cached.0 != state {
-            let table = self.database.table()?;
+            let mut table = self.database.table()?;
             self.verify(&table)?;
+            table.settle(&now(&table, self.clock.read().map_err(no_clock)?));
             *cached = (state, Rc::new(table));
         }
         Ok(Rc::clone(&cached.1))
@@ -211,17 +220,14 @@ impl Local {
     ) -> Result<T, Refusal> {
         let fault = |error| self.database.fault(error);
         let transaction = self.database.write()?;
-        let table = Table::load(&transaction).map_err(fault)?;
+        let mut table = Table::load(&transaction).map_err(fault)?;
         self.verify(&table)?;
-        let reading = self.clock.read().map_err(no_clock)?;
-        let now = Now {
-            wall: reading.wall / 1000,
-            counted: table.counted + reading.since(&table.seen),
-            reading,
-        };
+        let now = now(&table, self.clock.read().map_err(no_clock)?);
+        table.settle(&now);
         let done = work(&transaction, &table, &now)?;
-        let table =
+        let mut table =
             close_table(&transaction, &self.master, &self.database_id, &now).map_err(fault)?;
+        table.settle(&now);
         transaction.commit().map_err(fault)?;
         *self.table.borrow_mut() = (self.database.data_version()?, Rc::new(table));
         Ok(done)
@@ -366,6 +372,12 @@ impl Local {
                     .deletion
                     .filter(|_| pending)
                     .map(|deadline| deadline.wall),
+                origin: key.origin(),
+                material_expires: key
+                    .external
+                    .as_ref()
+                    .and_then(|external| external.expires)
+                    .map(|deadline| deadline.wall),
             },
         }
     }
@@ -396,12 +408,17 @@ impl KeyService for Local {
         self.carry_out_on_alias(alias, change)
     }
 
-    async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
+    async fn create_key(&self, name: &str, origin: Origin) -> Result<KeyDescription, Refusal> {
         check_name(name)?;
         let id = new_id();
-        let material = KeyEncryptionKey::generate(&self.memory).map_err(key_error)?;
-        let context = context(&self.database_id, Use::KeyMaterial);
-        let sealed = self.master.seal(&material, &context, &id, 1);
+        let sealed = match origin {
+            Origin::External => Vec::new(),
+            Origin::Local => {
+                let material = KeyEncryptionKey::generate(&self.memory).map_err(key_error)?;
+                let context = context(&self.database_id, Use::KeyMaterial);
+                self.master.seal(&material, &context, &id, 1)
+            }
+        };
         self.change(|transaction, table, now| {
             if table.keys.iter().any(|key| key.name == name) {
                 let key = self.reference(name);
@@ -417,7 +434,12 @@ impl KeyService for Local {
                 transaction,
                 "INSERT INTO versions (key_id, version, created, cause, sealed) VALUES (?1, 1, ?2, ?3, ?4)",
                 params![id, created, Cause::Created.as_str(), sealed],
-            )
+            )?;
+            if origin == Origin::Local {
+                return Ok(());
+            }
+            let sql = "INSERT INTO external_keys (key_id, material) VALUES (?1, 'none')";
+            self.execute(transaction, sql, params![id])
         })?;
         self.describe(name).await
     }
@@ -431,6 +453,30 @@ impl KeyService for Local {
         let row = self.usable(&table, key)?;
         let volume_key = VolumeKey::generate(&self.memory).map_err(key_error)?;
         self.wrap(row, &volume_key, context)
+    }
+
+    async fn import_key_material(
+        &self,
+        key: &str,
+        material: &[u8],
+        token: &[u8],
+        expires: Option<u64>,
+    ) -> Result<KeyDescription, Refusal> {
+        let import = Import {
+            material,
+            token,
+            expires,
+        };
+        self.import(key, import)
+    }
+
+    async fn import_parameters(
+        &self,
+        key: &str,
+        spec: WrappingKeySpec,
+        algorithm: WrappingAlgorithm,
+    ) -> Result<ImportParameters, Refusal> {
+        self.make_import_key(key, spec, algorithm)
     }
 
     async fn list_keys(&self) -> Result<Vec<KeyDescription>, Refusal> {
@@ -475,12 +521,14 @@ impl KeyService for Local {
 /// What a sealed key is for: part of what it is bound to.
 #[derive(Clone, Copy)]
 enum Use {
+    ImportKey,
     KeyMaterial,
     MasterCheck,
 }
 
 fn context(database_id: &[u8; 16], purpose: Use) -> EncryptionContext {
     let purpose = match purpose {
+        Use::ImportKey => "import key",
         Use::KeyMaterial => "key material",
         Use::MasterCheck => "master key check",
     };
@@ -489,6 +537,14 @@ fn context(database_id: &[u8; 16], purpose: Use) -> EncryptionContext {
         ("sealvol-local:use", purpose.to_owned()),
     ])
     .expect("the two names differ and the values are short")
+}
+
+fn now(table: &Table, reading: clock::Reading) -> Now {
+    Now {
+        wall: reading.wall / 1000,
+        counted: table.counted + reading.since(&table.seen),
+        reading,
+    }
 }
 
 fn no_clock(source: std::io::Error) -> Refusal {

@@ -30,8 +30,8 @@ use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass};
 use cryptoki::types::AuthPin;
 use sealvol_control::keychild::{
-    FailureClass, KeyDescription, KeyState, KeyVersion, Lifecycle, Pkcs11Service, WrapMechanism,
-    Wrapped,
+    FailureClass, KeyDescription, KeyState, KeyVersion, Lifecycle, Origin, Pkcs11Service,
+    WrapMechanism, Wrapped,
 };
 use sealvol_control::pkcs11_uri::{self, Pkcs11Uri};
 use sealvol_crypto::locked::KeyMemory;
@@ -430,7 +430,11 @@ impl Pkcs11 {
 }
 
 impl KeyService for Pkcs11 {
-    async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
+    async fn create_key(&self, name: &str, origin: Origin) -> Result<KeyDescription, Refusal> {
+        if origin == Origin::External {
+            let call = "CreateKey with material from elsewhere";
+            return Err(Refusal::Unsupported { call });
+        }
         if !is_name(name) || name.len() > LABEL_MAX {
             return Err(self.misnamed(
                 "a new key is called by a label of 1 to 64 printable characters, not by a URI"

@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use sealvol_control::keychild::{
-    ALIASES_MAX, FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, Right, UNTRUSTED_SERVER,
-    WRAPPED_MAX,
+    ALIASES_MAX, FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, MATERIAL_DAYS_MAX, Origin,
+    Right, UNTRUSTED_SERVER, WRAPPED_MAX,
 };
 use sealvol_crypto::locked::LockedError;
 
@@ -54,8 +54,25 @@ pub enum Refusal {
     },
     #[error("key {key}: is disabled")]
     Disabled { key: String },
+    #[error("key {key}: the import token has expired")]
+    ExpiredImportToken { key: String },
+    #[error("key material: expires in the past, or more than {MATERIAL_DAYS_MAX} days from now")]
+    ExpiryOutOfBounds,
     #[error("{}: is not a key database of sealvol", path.display())]
     ForeignDatabase { path: PathBuf },
+    #[error("the pair of keys for an import cannot be made")]
+    ImportKeyNotMade,
+    #[error(
+        "key {key}: the material is not encrypted to the public key of the token by {algorithm}, or was changed"
+    )]
+    ImportNotDecrypted {
+        key: String,
+        algorithm: &'static str,
+    },
+    #[error("key {key}: the material is not taken: {reason}")]
+    IncorrectKeyMaterial { key: String, reason: &'static str },
+    #[error("key {key}: the import token is not taken: {reason}")]
+    InvalidImportToken { key: String, reason: &'static str },
     #[error("key {key}: exists already")]
     KeyExists { key: String },
     #[error(
@@ -109,6 +126,8 @@ pub enum Refusal {
     Passphrase { reason: String },
     #[error("key {key}: is pending deletion")]
     PendingDeletion { key: String },
+    #[error("key {key}: is pending import")]
+    PendingImport { key: String },
     #[error("key {key}: was rotated on demand as often as is possible")]
     RotatedTooOften { key: String },
     #[error(transparent)]
@@ -158,6 +177,12 @@ pub enum Refusal {
         key: String,
         asked: String,
         found: String,
+    },
+    #[error("key {key}: {call} is not possible, the origin of its material being {}", origin.as_str())]
+    WrongOrigin {
+        key: String,
+        call: &'static str,
+        origin: Origin,
     },
     #[error("key database {}: this is not the master key it was made with", path.display())]
     WrongMasterKey { path: PathBuf },
@@ -249,10 +274,36 @@ impl Refusal {
                 "DisabledException",
                 "enable the key: sealvol key enable",
             ),
+            Self::ExpiredImportToken { .. } => (
+                CallerBug,
+                "ExpiredImportTokenException",
+                "get another one, and encrypt the material to its public key: sealvol key import-parameters",
+            ),
+            Self::ExpiryOutOfBounds => (
+                CallerBug,
+                "ValidationException",
+                "give a time within them, or let it not expire",
+            ),
             Self::ForeignDatabase { .. } => (
                 CallerBug,
                 "ForeignDatabase",
                 "correct the path in the configuration",
+            ),
+            Self::ImportKeyNotMade => (Transient, "KMSInternalException", "try again"),
+            Self::ImportNotDecrypted { .. } => (
+                CallerBug,
+                "InvalidCiphertextException",
+                "encrypt it to the public key that came with the token",
+            ),
+            Self::IncorrectKeyMaterial { .. } => (
+                CallerBug,
+                "IncorrectKeyMaterialException",
+                "import the same 32 bytes as at first; for others make another key",
+            ),
+            Self::InvalidImportToken { .. } => (
+                CallerBug,
+                "InvalidImportTokenException",
+                "give the token that came with the newest public key of this key",
             ),
             Self::KeyExists { .. } => (
                 CallerBug,
@@ -346,6 +397,11 @@ impl Refusal {
                 INVALID_STATE,
                 "take that back: sealvol key cancel-deletion, then sealvol key enable",
             ),
+            Self::PendingImport { .. } => (
+                KeyUnusable,
+                INVALID_STATE,
+                "import its material: sealvol key import-parameters, then sealvol key import",
+            ),
             Self::RotatedTooOften { .. } => (
                 NotPermitted,
                 "LimitExceededException",
@@ -427,6 +483,11 @@ impl Refusal {
                 WrongKeyOrTamper,
                 "IncorrectKeyException",
                 "use the key it was wrapped under; if nobody changed it, the metadata was tampered with",
+            ),
+            Self::WrongOrigin { .. } => (
+                CallerBug,
+                "UnsupportedOperationException",
+                "for keys with rotation make one whose material is made here; for imported material: --origin external",
             ),
             Self::WrongMasterKey { .. } => (
                 WrongKeyOrTamper,

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sealvol_control::keychild::{
-    KeyDescription, KeyState, KeyVersion, Lifecycle, Tpm2Service, Wrapped,
+    KeyDescription, KeyState, KeyVersion, Lifecycle, Origin, Tpm2Service, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
@@ -242,7 +242,11 @@ impl Tpm2 {
 }
 
 impl KeyService for Tpm2 {
-    async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
+    async fn create_key(&self, name: &str, origin: Origin) -> Result<KeyDescription, Refusal> {
+        if origin == Origin::External {
+            let call = "CreateKey with material from elsewhere";
+            return Err(Refusal::Unsupported { call });
+        }
         if !is_name(name) {
             return Err(Refusal::BadKeyName {
                 name: name.chars().take(128).collect(),

@@ -29,8 +29,8 @@ use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{HeaderName, HeaderValue};
 use sealvol_control::keychild::{
-    Credential, FailureClass, KeyDescription, KeyState, KeyVersion, Lifecycle, TransitService,
-    Wrapped,
+    Credential, FailureClass, KeyDescription, KeyState, KeyVersion, Lifecycle, Origin,
+    TransitService, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, KeyError, SecretBytes, VOLUME_KEY_BYTES, VolumeKey};
@@ -513,7 +513,11 @@ impl Transit {
 }
 
 impl KeyService for Transit {
-    async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
+    async fn create_key(&self, name: &str, origin: Origin) -> Result<KeyDescription, Refusal> {
+        if origin == Origin::External {
+            let call = "CreateKey with material from elsewhere";
+            return Err(Refusal::Unsupported { call });
+        }
         let path = format!("{}/keys/{}", self.service.mount, self.name(name)?);
         match self.read_key(name).await {
             Ok(_) => {

@@ -8,7 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use sealvol_control::keychild::{
-    KeyChange, KeyDescription, KeyFailure, KeyState, LocalService, MasterKey,
+    KeyChange, KeyDescription, KeyFailure, KeyState, LocalService, MasterKey, Origin,
+    WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::EncryptionContext;
 use sealvol_crypto::locked::{KeyMemory, Policy};
@@ -59,7 +60,8 @@ impl Host {
     }
 
     async fn create(&self, name: &str) {
-        self.provider().create_key(name).await.expect("created");
+        let created = self.provider().create_key(name, Origin::Local).await;
+        created.expect("created");
     }
 
     fn database(&self) -> PathBuf {
@@ -352,4 +354,201 @@ async fn while_no_key_waits_for_anything_nothing_is_written() {
     let before = fs::read(host.database()).expect("read");
     host.run(3).await;
     assert_eq!(fs::read(host.database()).expect("read"), before);
+}
+
+/// Imports material that expires after so many days.
+async fn import(host: &Host, days: u64) {
+    let provider = host.provider();
+    let spec = WrappingKeySpec::Rsa2048;
+    let algorithm = WrappingAlgorithm::RsaesOaepSha256;
+    let made = provider.import_parameters("own", spec, algorithm).await;
+    let made = made.expect("made");
+    let material = encrypted(&made.public_key);
+    let at = host.clocks.0.get().wall / 1000 + days * DAY;
+    let token = &made.token;
+    let imported = provider.import_key_material("own", &material, token, Some(at));
+    let key = imported.await.expect("imported");
+    assert_eq!(key.state, KeyState::Enabled);
+    assert_eq!(key.lifecycle.material_expires, Some(at));
+}
+
+/// 32 bytes, encrypted by RSA-OAEP.
+fn encrypted(public_key: &[u8]) -> Vec<u8> {
+    use aws_lc_rs::rsa::{OAEP_SHA256_MGF1SHA256, OaepPublicEncryptingKey, PublicEncryptingKey};
+    let key = PublicEncryptingKey::from_der(public_key).expect("a public key");
+    let key = OaepPublicEncryptingKey::new(key).expect("a public key");
+    let mut encrypted = vec![0; key.ciphertext_size()];
+    key.encrypt(&OAEP_SHA256_MGF1SHA256, &[5; 32], &mut encrypted, None)
+        .expect("encrypted");
+    encrypted
+}
+
+impl Host {
+    async fn with_external_key() -> Self {
+        let host = Self::new().await;
+        let created = host.provider().create_key("own", Origin::External).await;
+        assert_eq!(created.expect("created").state, KeyState::PendingImport);
+        host
+    }
+
+    async fn state(&self) -> KeyState {
+        self.provider()
+            .describe("own")
+            .await
+            .expect("described")
+            .state
+    }
+
+    /// How much of the sealed material is in the database.
+    fn material(&self) -> Vec<u8> {
+        let connection = rusqlite::Connection::open(self.database()).expect("opened");
+        let sql =
+            "SELECT sealed FROM versions WHERE key_id = (SELECT id FROM keys WHERE name = 'own')";
+        connection
+            .query_row(sql, [], |row| row.get(0))
+            .expect("a row")
+    }
+
+    fn holds(&self, secret: &[u8]) -> bool {
+        let content = fs::read(self.database()).expect("read");
+        content.windows(secret.len()).any(|part| part == secret)
+    }
+}
+
+#[tokio::test]
+async fn imported_material_that_expires_is_refused_and_destroyed_and_can_be_imported_again() {
+    let host = Host::with_external_key().await;
+    import(&host, 30).await;
+    let context = EncryptionContext::new([("sealvol:volume", "1")]).expect("a context");
+    let wrapped = host
+        .provider()
+        .generate("own", &context)
+        .await
+        .expect("made");
+    let from = WrappedUnder {
+        key: "own",
+        blob: &wrapped.blob,
+        context: &context,
+    };
+    host.run(29).await;
+    host.provider()
+        .unwrap(&from, &host.memory)
+        .await
+        .expect("not yet");
+    let sealed = host.material();
+    assert!(host.holds(&sealed[57..]));
+    host.set(|now| {
+        now.running += DAY_MS;
+        now.wall += DAY_MS;
+    });
+    // It is refused at that moment, whether somebody looks after the keys or not.
+    assert_eq!(host.state().await, KeyState::PendingImport);
+    let refused = host.provider().unwrap(&from, &host.memory).await;
+    assert_eq!(
+        named(&refused.err().expect("refused")),
+        "KMSInvalidStateException"
+    );
+    let tended = host.provider().tend().await.expect("tended");
+    let expired: Vec<_> = tended.expired.iter().map(|key| &key.name[..]).collect();
+    assert_eq!(expired, ["own"]);
+    assert!(!host.holds(&sealed[57..]), "the material is in no file");
+    assert!(
+        host.provider()
+            .tend()
+            .await
+            .expect("tended")
+            .expired
+            .is_empty()
+    );
+    import(&host, 300).await;
+    host.provider()
+        .unwrap(&from, &host.memory)
+        .await
+        .expect("as before");
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_past_an_expiry_refuses_the_key_and_destroys_nothing() {
+    let host = Host::with_external_key().await;
+    import(&host, 30).await;
+    let sealed = host.material();
+    host.set(|now| now.wall += 400 * DAY_MS);
+    assert_eq!(host.state().await, KeyState::PendingImport);
+    assert!(
+        host.provider()
+            .tend()
+            .await
+            .expect("tended")
+            .expired
+            .is_empty()
+    );
+    host.set(|now| now.wall -= 400 * DAY_MS);
+    assert_eq!(host.state().await, KeyState::Enabled);
+    assert_eq!(host.material(), sealed);
+    // A clock that was set back doesn't prolong its life, either: as much time has run.
+    host.set(|now| now.wall -= 100 * DAY_MS);
+    host.tend().await;
+    host.run(30).await;
+    assert_eq!(host.state().await, KeyState::PendingImport);
+    assert_eq!(host.material(), sealed, "the calendar does not say so yet");
+    host.run(101).await;
+    assert!(!host.holds(&sealed[57..]));
+}
+
+#[tokio::test]
+async fn material_that_is_deleted_is_in_no_file_and_saying_it_twice_does_no_harm() {
+    let host = Host::with_external_key().await;
+    import(&host, 30).await;
+    let sealed = host.material();
+    let deleted = host
+        .provider()
+        .change_key("own", &KeyChange::DeleteMaterial)
+        .await;
+    assert_eq!(deleted.expect("deleted").state, KeyState::PendingImport);
+    assert!(!host.holds(&sealed[57..]));
+    let deleted = host
+        .provider()
+        .change_key("own", &KeyChange::DeleteMaterial)
+        .await;
+    assert_eq!(deleted.expect("no effect").state, KeyState::PendingImport);
+}
+
+#[tokio::test]
+async fn a_token_is_good_for_a_day_by_either_clock_and_its_private_key_goes_with_it() {
+    let host = Host::with_external_key().await;
+    for (running, wall) in [(DAY_MS, DAY_MS), (0, DAY_MS), (DAY_MS, 0)] {
+        let spec = WrappingKeySpec::Rsa2048;
+        let algorithm = WrappingAlgorithm::RsaesOaepSha256;
+        let made = host
+            .provider()
+            .import_parameters("own", spec, algorithm)
+            .await
+            .expect("made");
+        let material = encrypted(&made.public_key);
+        if running > 0 && wall == 0 {
+            // The wall clock is set back by a day and comes back to where it was.
+            host.set(|now| now.wall -= DAY_MS);
+            host.tend().await;
+            host.set(|now| {
+                now.wall += DAY_MS;
+                now.running += DAY_MS;
+            });
+        } else {
+            host.set(|now| {
+                now.wall += wall;
+                now.running += running;
+            });
+        }
+        let provider = host.provider();
+        let refused = provider.import_key_material("own", &material, &made.token, None);
+        let refused = named(&refused.await.expect_err("expired"));
+        assert_eq!(refused, "ExpiredImportTokenException", "{running} {wall}");
+        host.tend().await;
+        let connection = rusqlite::Connection::open(host.database()).expect("opened");
+        let sql = "SELECT count(*) FROM import_keys";
+        let left: i64 = connection
+            .query_row(sql, [], |row| row.get(0))
+            .expect("a count");
+        assert_eq!(left, 0);
+    }
 }

@@ -1,9 +1,14 @@
 //! What may be typed about keys.
 
+use std::path::PathBuf;
+
 use clap::builder::{PossibleValuesParser, RangedI64ValueParser, TypedValueParser};
 use clap::{ArgGroup, Args, Subcommand};
 use sealvol_control::api::{KeySetName, RewrapWhen, VolumeName};
-use sealvol_control::keychild::{DELETION_WINDOW, ROTATION_PERIOD};
+use sealvol_control::keychild::{
+    DELETION_WINDOW, Origin, ROTATION_PERIOD, WrappingAlgorithm, WrappingKeySpec,
+};
+use sealvol_control::timestamp::seconds;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Key {
@@ -12,6 +17,10 @@ pub(crate) enum Key {
         /// PROVIDER:KEY
         #[arg(value_name = "KEYREF")]
         key: String,
+        /// external: its material is imported, and it refuses every use until then
+        #[arg(long, value_name = "ORIGIN", default_value = "local",
+              value_parser = PossibleValuesParser::new(["local", "external"]).map(|word| origin(&word)))]
+        origin: Origin,
     },
     /// List the keys of the configured providers
     List {
@@ -90,6 +99,21 @@ pub(crate) enum Key {
         /// The provider, such as local
         provider: String,
     },
+    /// Get a public key to encrypt the material of a key to, and a token that goes with it
+    ///
+    /// For keys that were created with --origin external. Both are good for a day, and until they are
+    /// asked for again.
+    ImportParameters(ImportParameters),
+    /// Give a key its material: 32 bytes that were encrypted to the public key of `import-parameters`
+    ///
+    /// What is imported again, after it was deleted or expired, must be the same material.
+    Import(Import),
+    /// Destroy the imported material of a key now: it refuses every use until it is imported again
+    DeleteMaterial {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
     /// Second names of keys
     #[command(subcommand)]
     Alias(Alias),
@@ -151,6 +175,77 @@ fn rewrap_when() -> impl TypedValueParser<Value = RewrapWhen> {
         "on-rotate" => RewrapWhen::OnRotate,
         _ => RewrapWhen::Never,
     })
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportParameters {
+    /// PROVIDER:KEY
+    #[arg(value_name = "KEYREF")]
+    pub(crate) key: String,
+    /// Where to put the public key, in PEM; a file that is not there yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) public_key: PathBuf,
+    /// Where to put the token; a file that is not there yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token: PathBuf,
+    /// Bits of the public key
+    #[arg(long, value_name = "BITS", default_value = "4096",
+          value_parser = PossibleValuesParser::new(["2048", "3072", "4096"]).map(|bits| spec(&bits)))]
+    pub(crate) bits: WrappingKeySpec,
+    /// How the material will be encrypted
+    #[arg(long, value_name = "ALGORITHM", default_value = WrappingAlgorithm::ALL[0].as_str(),
+          value_parser = PossibleValuesParser::new(WrappingAlgorithm::ALL.map(WrappingAlgorithm::as_str))
+              .map(|word| algorithm(&word)))]
+    pub(crate) algorithm: WrappingAlgorithm,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("until").required(true)))]
+pub(crate) struct Import {
+    /// PROVIDER:KEY
+    #[arg(value_name = "KEYREF")]
+    pub(crate) key: String,
+    /// The encrypted material
+    #[arg(long, value_name = "FILE")]
+    pub(crate) material: PathBuf,
+    /// The token that came with the public key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) token: PathBuf,
+    /// When the material is to expire, as 2026-02-03T04:05:06Z, within 365 days
+    #[arg(long, value_name = "TIME", group = "until", value_parser = time)]
+    pub(crate) expires: Option<String>,
+    /// It is not to expire
+    #[arg(long, group = "until")]
+    pub(crate) no_expiry: bool,
+}
+
+fn origin(word: &str) -> Origin {
+    if word == "external" {
+        Origin::External
+    } else {
+        Origin::Local
+    }
+}
+
+fn spec(bits: &str) -> WrappingKeySpec {
+    match bits {
+        "2048" => WrappingKeySpec::Rsa2048,
+        "3072" => WrappingKeySpec::Rsa3072,
+        _ => WrappingKeySpec::Rsa4096,
+    }
+}
+
+fn algorithm(word: &str) -> WrappingAlgorithm {
+    let mut all = WrappingAlgorithm::ALL.into_iter();
+    all.find(|algorithm| algorithm.as_str() == word)
+        .unwrap_or_default()
+}
+
+fn time(text: &str) -> Result<String, String> {
+    match seconds(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("write it as 2026-02-03T04:05:06Z".to_owned()),
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::VolumeName;
-use crate::keychild::KeyChange;
+use crate::keychild::{KeyChange, Origin};
 
 /// Ask for a new key-encryption key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,6 +11,9 @@ use crate::keychild::KeyChange;
 pub struct CreateKey {
     /// `PROVIDER:KEY`, free until now.
     pub key: String,
+    /// Where its material comes from.
+    #[serde(default)]
+    pub origin: Origin,
 }
 
 /// Ask to change a key-encryption key.
@@ -45,6 +48,12 @@ pub struct Key {
     /// child makes them, in locked memory, and has them wrapped.
     #[serde(default)]
     pub creates_without_plaintext: bool,
+    /// `external` if its material is imported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// When its imported material expires.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub material_expires: Option<String>,
     /// Days between two automatic rotations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotation_days: Option<u32>,

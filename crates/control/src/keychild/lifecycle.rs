@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::import::Origin;
 use super::message::{KeyDescription, base64_text};
 
 /// Whether a key can be used, in the words of AWS KMS.
@@ -58,6 +59,12 @@ pub struct Lifecycle {
     pub next_rotation: Option<u64>,
     /// When it is to be destroyed, if it is pending deletion: not before, and not before the host has run as long.
     pub deletion: Option<u64>,
+    /// Where its material comes from.
+    #[serde(default)]
+    pub origin: Origin,
+    /// When its imported material expires.
+    #[serde(default)]
+    pub material_expires: Option<u64>,
 }
 
 /// A change of one key.
@@ -66,6 +73,8 @@ pub struct Lifecycle {
 pub enum KeyChange {
     /// Take back [`Self::ScheduleDeletion`]: the key is disabled then.
     CancelDeletion,
+    /// Destroy its imported material now: the key is pending import until the same material is imported again.
+    DeleteMaterial,
     /// Destroy the key: refused unless it is pending deletion and its waiting period is over.
     Destroy,
     /// Refuse every use until it is enabled.
@@ -92,6 +101,7 @@ impl KeyChange {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::CancelDeletion => "CancelKeyDeletion",
+            Self::DeleteMaterial => "DeleteImportedKeyMaterial",
             Self::Destroy => "DestroyKey",
             Self::Disable => "DisableKey",
             Self::Enable => "EnableKey",
@@ -153,6 +163,9 @@ pub struct AliasChanged {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tended {
+    /// Keys whose imported material has expired and is destroyed, as they are now.
+    #[serde(default)]
+    pub expired: Vec<KeyDescription>,
     /// Keys that were rotated, as they are now.
     pub rotated: Vec<KeyDescription>,
     /// Keys whose waiting period is over: to be destroyed by [`KeyChange::Destroy`], once that is on record.

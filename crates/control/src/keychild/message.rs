@@ -1,6 +1,6 @@
 //! What the daemon and the key child say to each other: one [`Batch`] in, one [`Reply`] out.
 //!
-//! No message holds a plaintext key, a passphrase or a credential: keys travel on the key socket,
+//! No message holds a plaintext key (imported material is encrypted to a key that only the provider has), a passphrase or a credential: keys travel on the key socket,
 //! secrets of the provider by file descriptor or by a file that the child opens itself. So messages
 //! may be printed and logged.
 
@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
 use super::azure::AzureService;
+use super::import::{ImportParameters, Origin, WrappingAlgorithm, WrappingKeySpec};
 use super::lifecycle::{
     AliasChange, AliasChanged, KeyChange, KeyState, Lifecycle, TableState, Tended,
 };
@@ -55,7 +56,7 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey`, `Change`, `ChangeAlias`, `Tend`, `AcceptTable` | no | no | yes |
+/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Tend`, `AcceptTable` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
 /// So whoever creates a volume never sees its key, and whoever attaches one cannot make another.
@@ -79,6 +80,8 @@ impl Right {
             | Call::Change { .. }
             | Call::ChangeAlias { .. }
             | Call::CreateKey { .. }
+            | Call::ImportMaterial { .. }
+            | Call::ImportParameters { .. }
             | Call::Tend => self == Self::Administer,
             Call::Describe { .. } | Call::ListKeys => true,
             Call::Generate { .. } => self == Self::Create,
@@ -198,6 +201,9 @@ pub enum Call {
     CreateKey {
         /// Its name.
         name: String,
+        /// Where its material comes from.
+        #[serde(default)]
+        origin: Origin,
     },
     /// Tell state, versions and age of a key.
     Describe {
@@ -210,6 +216,28 @@ pub enum Call {
         key: String,
         /// What the wrapped key is bound to.
         context: Context,
+    },
+    /// Take in the material of a key of [`Origin::External`]. It is encrypted; nobody can give a bare key.
+    ImportMaterial {
+        /// The key.
+        key: String,
+        /// The material, encrypted to the public key of [`Call::ImportParameters`].
+        #[serde(with = "base64_text")]
+        material: Vec<u8>,
+        /// The token that came with that key.
+        #[serde(with = "base64_text")]
+        token: Vec<u8>,
+        /// When it is to expire, in seconds since 1970 (UTC); none: never.
+        expires: Option<u64>,
+    },
+    /// Make a pair of keys by which material can be imported. The private one leaves the child in no form.
+    ImportParameters {
+        /// The key that the material is for.
+        key: String,
+        /// Which pair.
+        spec: WrappingKeySpec,
+        /// How the material will be encrypted.
+        algorithm: WrappingAlgorithm,
     },
     /// Tell all keys.
     ListKeys,
@@ -281,6 +309,10 @@ pub enum Done {
     Describe(KeyDescription),
     /// The new volume key, wrapped.
     Generate(Wrapped),
+    /// The key as it is now.
+    ImportMaterial(KeyDescription),
+    /// Public key and token.
+    ImportParameters(ImportParameters),
     /// All keys, by name.
     ListKeys(Vec<KeyDescription>),
     /// The same volume key, wrapped anew.
@@ -309,6 +341,8 @@ impl Done {
                 | (Self::CreateKey(_), Call::CreateKey { .. })
                 | (Self::Describe(_), Call::Describe { .. })
                 | (Self::Generate(_), Call::Generate { .. })
+                | (Self::ImportMaterial(_), Call::ImportMaterial { .. })
+                | (Self::ImportParameters(_), Call::ImportParameters { .. })
                 | (Self::ListKeys(_), Call::ListKeys)
                 | (Self::Rewrap(_), Call::Rewrap { .. })
                 | (Self::Tend(_), Call::Tend)

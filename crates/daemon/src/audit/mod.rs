@@ -98,6 +98,8 @@ pub(crate) enum Operation {
     DeleteKeySet,
     /// A second name of a key-encryption key was taken away.
     DeleteAlias,
+    /// The imported material of a key-encryption key was destroyed.
+    DeleteKeyMaterial,
     /// A snapshot was deleted.
     DeleteSnapshot,
     /// A key-encryption key is about to be destroyed, its waiting period being over; or was.
@@ -110,8 +112,14 @@ pub(crate) enum Operation {
     EnableKey,
     /// The data key of an ephemeral volume was made in memory; nobody wraps it.
     EphemeralKey,
+    /// The imported material of a key-encryption key expired and was destroyed.
+    ExpireKeyMaterial,
     /// A data key was generated, wrapped.
     Generate,
+    /// A key-encryption key got its material from elsewhere.
+    ImportKeyMaterial,
+    /// A pair of keys was made by which the material of a key-encryption key can be imported.
+    ImportParameters,
     /// A data key that nobody wraps was given: at the creation of a volume, or to attach it.
     ProvidedKey,
     /// The top of a volume was sealed, or is about to be, and another one put on it.

@@ -64,6 +64,8 @@ enum Route {
     ShowKeySet(KeySetName),
     UpdateKeySet(KeySetName),
     DeleteKeySet(KeySetName),
+    ImportParameters(String),
+    ImportKeyMaterial(String),
     ListAliases(Option<String>),
     CreateAlias,
     UpdateAlias(String),
@@ -116,6 +118,8 @@ impl Route {
             | Self::UpdateKeySet(_)
             | Self::DeleteKeySet(_)
             | Self::ChangeKey(_)
+            | Self::ImportParameters(_)
+            | Self::ImportKeyMaterial(_)
             | Self::CreateAlias
             | Self::UpdateAlias(_)
             | Self::DeleteAlias(_)
@@ -254,6 +258,16 @@ async fn carry_out(
             json(&daemon.update_key_set(caller, name, message(body)?).await?)
         }
         Route::DeleteKeySet(name) => json(&daemon.delete_key_set(caller, name).await?),
+        Route::ImportParameters(key) => json(
+            &daemon
+                .import_parameters(caller, &key, message_or_default(body)?)
+                .await?,
+        ),
+        Route::ImportKeyMaterial(key) => json(
+            &daemon
+                .import_key_material(caller, &key, message(body)?)
+                .await?,
+        ),
         Route::ListAliases(provider) => json(&daemon.list_aliases(provider.as_deref()).await?),
         Route::CreateAlias => json(&daemon.create_alias(caller, message(body)?).await?),
         Route::UpdateAlias(alias) => {
@@ -326,6 +340,8 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["key-sets", name] if get => Route::ShowKeySet(name.parse()?),
         ["key-sets", name] if delete => Route::DeleteKeySet(name.parse()?),
         ["key-sets", name, "update"] if post => Route::UpdateKeySet(name.parse()?),
+        ["keys", key, "import-parameters"] if post => Route::ImportParameters(key.to_owned()),
+        ["keys", key, "import"] if post => Route::ImportKeyMaterial(key.to_owned()),
         ["aliases"] if get => Route::ListAliases(parameter(query, "provider")?),
         ["aliases"] if post => Route::CreateAlias,
         ["aliases", alias] if post => Route::UpdateAlias(alias.to_owned()),

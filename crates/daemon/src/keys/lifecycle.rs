@@ -80,6 +80,15 @@ impl Keys {
         let Done::Tend(tended) = done else {
             return Err(mismatched(&done));
         };
+        for expired in tended.expired {
+            let key = KeyRef::new(provider, &expired.key_id)?;
+            tracing::warn!(%key, name = expired.name, "imported key material expired and is destroyed");
+            let record = Record {
+                key: Some(key.to_string()),
+                ..Record::of(Operation::ExpireKeyMaterial, caller)
+            };
+            self.record(record, Ok(())).await?;
+        }
         for rotated in tended.rotated {
             let key = KeyRef::new(provider, &rotated.name)?;
             let version = rotated.versions.last().map(|version| version.version);
@@ -122,6 +131,7 @@ impl Keys {
 fn operation(change: &KeyChange) -> Operation {
     match change {
         KeyChange::CancelDeletion => Operation::CancelKeyDeletion,
+        KeyChange::DeleteMaterial => Operation::DeleteKeyMaterial,
         KeyChange::Destroy => Operation::DestroyKey,
         KeyChange::Disable => Operation::DisableKey,
         KeyChange::Enable => Operation::EnableKey,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sealvol_control::api;
 use sealvol_control::key_ref::KeyRef;
-use sealvol_control::keychild::{KeyChange, KeyDescription};
+use sealvol_control::keychild::{KeyChange, KeyDescription, Origin};
 use sealvol_control::timestamp::rfc3339;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -22,7 +22,7 @@ impl Daemon {
     ) -> Result<api::Key, Error> {
         let key: KeyRef = request.key.parse()?;
         self.check_key_database(&key).await?;
-        let description = self.keys.create(caller, &key).await?;
+        let description = self.keys.create(caller, &key, request.origin).await?;
         tracing::info!(%key, key_id = description.key_id, "key created");
         Ok(described(key.provider(), &description))
     }
@@ -103,7 +103,11 @@ impl Daemon {
     }
 
     /// With the volumes that need it.
-    async fn shown(&self, key: &KeyRef, description: &KeyDescription) -> Result<api::Key, Error> {
+    pub(super) async fn shown(
+        &self,
+        key: &KeyRef,
+        description: &KeyDescription,
+    ) -> Result<api::Key, Error> {
         let volumes = self.volumes_of_key(key, description).await?;
         Ok(api::Key {
             volumes: Some(volumes),
@@ -205,6 +209,10 @@ fn described(provider: &str, description: &KeyDescription) -> api::Key {
         created: moment(description.created),
         versions,
         creates_without_plaintext: description.creates_without_plaintext,
+        origin: Some(lifecycle.origin)
+            .filter(|origin| *origin == Origin::External)
+            .map(|origin| origin.as_str().to_owned()),
+        material_expires: lifecycle.material_expires.map(rfc3339),
         rotation_days: lifecycle.rotation_days,
         next_rotation: lifecycle.next_rotation.map(rfc3339),
         deletion: lifecycle.deletion.map(rfc3339),

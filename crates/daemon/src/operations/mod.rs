@@ -15,6 +15,7 @@ mod detach;
 mod ephemeral;
 mod flatten;
 mod fresh_key;
+mod import;
 mod jobs;
 mod key_sets;
 mod keys;

@@ -6,7 +6,7 @@
 use futures_util::StreamExt as _;
 use sealvol_control::api::{SnapshotRef, VolumeName};
 use sealvol_control::key_ref::KeyRef;
-use sealvol_control::keychild::Service;
+use sealvol_control::keychild::{Origin, Service};
 use sealvol_store::StoreError;
 use sealvol_volume::{VolumeError, destroy_keys};
 
@@ -108,7 +108,9 @@ impl Daemon {
     async fn make_first_key(&self, provider: &str) -> Result<KeyRef, Error> {
         let key = KeyRef::new(provider, FIRST_KEY)?;
         self.check_key_database(&key).await?;
-        self.keys.create(Self::itself(), &key).await?;
+        self.keys
+            .create(Self::itself(), &key, Origin::Local)
+            .await?;
         Ok(key)
     }
 

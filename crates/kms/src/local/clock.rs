@@ -18,6 +18,9 @@
 //!
 //! A rotation harms nothing when it comes early, so there either clock is enough: a clock that was set back doesn't put it
 //! off for ever.
+//!
+//! When imported key material expires, the key refuses its use as soon as either clock says so, which a clock that is put right
+//! takes back; the material is destroyed when both say so.
 
 use std::io;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -119,6 +122,12 @@ pub(super) struct Deadline {
 }
 
 impl Deadline {
+    /// One that was over before there was a database.
+    pub(super) const PAST: Self = Self {
+        wall: 0,
+        counted: 0,
+    };
+
     /// Both clocks are past it: for what can't be undone.
     pub(super) fn is_over(&self, now: &Now) -> bool {
         now.wall >= self.wall && now.counted >= self.counted

@@ -4,19 +4,29 @@
 //!               disable                       schedule-deletion
 //!   create ─▶ Enabled ◀──▶ Disabled        any ──────────▶ PendingDeletion ──(waiting period over)──▶ gone
 //!               enable                     Disabled ◀───── cancel-deletion
-//! ```
-//! As AWS KMS has it, state by state, with its error names:
 //!
-//! | call | Enabled | Disabled | PendingDeletion |
-//! |---|---|---|---|
-//! | `Generate`, `Unwrap`, `Rewrap` (from and to) | ok | `DisabledException` | `KMSInvalidStateException` |
-//! | `Describe`, `ListKeys` | ok | ok | ok |
-//! | `EnableKey`, `DisableKey` | ok | ok | `KMSInvalidStateException` |
-//! | `RotateKeyOnDemand` | ok | `DisabledException` | `KMSInvalidStateException` |
-//! | `EnableKeyRotation`, `DisableKeyRotation` | ok | `DisabledException` | `KMSInvalidStateException` |
-//! | `ScheduleKeyDeletion` | ok | ok | `KMSInvalidStateException` |
-//! | `CancelKeyDeletion` | `KMSInvalidStateException` | `KMSInvalidStateException` | ok: Disabled |
-//! | `DestroyKey` (ours) | `KMSInvalidStateException` | `KMSInvalidStateException` | ok once it is due, else `KMSInvalidStateException` |
+//!                             import
+//!   create, external ─▶ PendingImport ──────▶ Enabled      (the key is as any other then, but that it is not rotated)
+//!                       PendingImport ◀────── any but PendingDeletion
+//!                             delete-material, or the material expires
+//! ```
+//! As AWS KMS has it, state by state, with its error names; *state* is `KMSInvalidStateException`:
+//!
+//! | call | Enabled | Disabled | PendingDeletion | PendingImport |
+//! |---|---|---|---|---|
+//! | `Generate`, `Unwrap`, `Rewrap` (from and to) | ok | `DisabledException` | *state* | *state* |
+//! | `Describe`, `ListKeys` | ok | ok | ok | ok |
+//! | `EnableKey`, `DisableKey` | ok | ok | *state* | *state* |
+//! | `RotateKeyOnDemand` | ok | `DisabledException` | *state* | as below |
+//! | `EnableKeyRotation`, `DisableKeyRotation` | ok | `DisabledException` | *state* | as below |
+//! | the three above, of an external key | `UnsupportedOperationException` | the same | the same | the same |
+//! | `ScheduleKeyDeletion` | ok | ok | *state* | ok |
+//! | `CancelKeyDeletion` | *state* | *state* | ok: Disabled; PendingImport if there is no material | *state* |
+//! | `DestroyKey` (ours) | *state* | *state* | ok once it is due, else *state* | *state* |
+//! | `GetParametersForImport` | ok | ok | *state* | ok |
+//! | `ImportKeyMaterial` | ok, stays | ok, stays | *state* | ok: Enabled |
+//! | `DeleteImportedKeyMaterial` | ok: PendingImport | ok: PendingImport | ok, stays | ok, no effect |
+//! | the three above, of a key that is not external | `UnsupportedOperationException` | the same | the same | |
 //!
 //! A key that is gone is as one that never was: `NotFoundException`. The 26th `RotateKeyOnDemand` is refused by
 //! `LimitExceededException`; a period or window out of bounds by `ValidationException`.
@@ -38,7 +48,7 @@ use sealvol_control::keychild::{
 use sealvol_crypto::KeyEncryptionKey;
 
 use super::clock::{DAY, Deadline, Now};
-use super::table::{Cause, Key, Table, signed};
+use super::table::{Cause, External, Key, Material, Table, signed};
 use super::{Local, Use, context, key_error};
 use crate::Refusal;
 
@@ -49,8 +59,10 @@ impl Local {
         change: &KeyChange,
     ) -> Result<KeyDescription, Refusal> {
         check_bounds(change)?;
-        if *change == KeyChange::Destroy {
-            return self.destroy(key);
+        match change {
+            KeyChange::Destroy => return self.destroy(key),
+            KeyChange::DeleteMaterial => return self.delete_material(key),
+            _ => {}
         }
         let id = self.change(|transaction, table, now| {
             let key = self.find_key_in(table, key)?;
@@ -71,11 +83,14 @@ impl Local {
     }
 
     /// The table above.
-    fn check_state(&self, key: &Key, change: &KeyChange) -> Result<(), Refusal> {
+    pub(super) fn check_state(&self, key: &Key, change: &KeyChange) -> Result<(), Refusal> {
+        self.check_origin(key, change)?;
         let possible = match change {
-            KeyChange::Enable | KeyChange::Disable | KeyChange::ScheduleDeletion { .. } => {
-                key.state != KeyState::PendingDeletion
+            KeyChange::Enable | KeyChange::Disable => {
+                matches!(key.state, KeyState::Enabled | KeyState::Disabled)
             }
+            KeyChange::ScheduleDeletion { .. } => key.state != KeyState::PendingDeletion,
+            KeyChange::DeleteMaterial => !key.destroying,
             KeyChange::Rotate | KeyChange::SetRotation { .. } => key.state == KeyState::Enabled,
             KeyChange::CancelDeletion if key.destroying => false,
             KeyChange::CancelDeletion | KeyChange::Destroy => {
@@ -99,6 +114,7 @@ impl Local {
         let name = self.reference(&key.name);
         match key.state {
             KeyState::PendingDeletion => Refusal::PendingDeletion { key: name },
+            KeyState::PendingImport => Refusal::PendingImport { key: name },
             _ => Refusal::Disabled { key: name },
         }
     }
@@ -139,7 +155,7 @@ impl Local {
                 )
             }
             KeyChange::SetRotation { days } => self.set_rotation(transaction, key, *days, now),
-            KeyChange::Destroy => Ok(()),
+            KeyChange::DeleteMaterial | KeyChange::Destroy => Ok(()),
         }
     }
 
@@ -201,11 +217,19 @@ impl Local {
     /// Counts the time, and does what is due and can be taken back by nobody's loss. Nothing is written while no key waits for
     /// anything.
     pub(super) fn tend_keys(&self) -> Result<Tended, Refusal> {
-        let waits = |key: &Key| key.rotation.is_some() || key.deletion.is_some();
+        let waits = |key: &Key| {
+            let expires = |external: &External| {
+                external.expires.is_some() || external.material == Material::Going
+            };
+            key.rotation.is_some()
+                || key.deletion.is_some()
+                || key.import_key.is_some()
+                || key.external.as_ref().is_some_and(expires)
+        };
         if !self.table()?.keys.iter().any(waits) {
             return Ok(Tended::default());
         }
-        let (rotated, due) = self.change(|transaction, table, now| {
+        let (rotated, expired, due) = self.change(|transaction, table, now| {
             let mut rotated = Vec::new();
             for key in table
                 .keys
@@ -216,15 +240,23 @@ impl Local {
                     rotated.push(key.id);
                 }
             }
-            let due = table.keys.iter().filter(|key| is_over(key.deletion, now));
-            Ok((rotated, due.map(|key| key.id).collect::<Vec<_>>()))
+            self.forget_expired_import_keys(transaction, table, now)?;
+            let of = |due: &dyn Fn(&&Key) -> bool| -> Vec<[u8; 16]> {
+                table.keys.iter().filter(due).map(|key| key.id).collect()
+            };
+            let expired = of(&|key| key.is_material_due(now) && !key.destroying);
+            Ok((rotated, expired, of(&|key| is_over(key.deletion, now))))
         })?;
+        for id in &expired {
+            self.remove_material(id)?;
+        }
         let table = self.table()?;
         let told = |ids: Vec<[u8; 16]>| -> Result<Vec<KeyDescription>, Refusal> {
             let told = |id| Ok(self.description(self.find_id_in(&table, id)?));
             ids.iter().map(told).collect()
         };
         Ok(Tended {
+            expired: told(expired)?,
             rotated: told(rotated)?,
             due: told(due)?,
         })
@@ -241,6 +273,7 @@ impl Local {
             let told = self.description(self.find_id_in(table, &id)?);
             self.forget_aliases(transaction, &id)?;
             for sql in [
+                "DELETE FROM external_keys WHERE key_id = ?1",
                 "DELETE FROM versions WHERE key_id = ?1",
                 "DELETE FROM keys WHERE id = ?1",
             ] {
@@ -266,6 +299,7 @@ impl Local {
             for sql in [
                 "UPDATE versions SET sealed = zeroblob(length(sealed)) WHERE key_id = ?1",
                 "UPDATE keys SET state = 'destroying' WHERE id = ?1",
+                "DELETE FROM import_keys WHERE key_id = ?1",
             ] {
                 self.execute(transaction, sql, params![key.id])?;
             }
@@ -273,7 +307,11 @@ impl Local {
         })
     }
 
-    fn find_id_in<'t>(&self, table: &'t Table, id: &[u8; 16]) -> Result<&'t Key, Refusal> {
+    pub(super) fn find_id_in<'t>(
+        &self,
+        table: &'t Table,
+        id: &[u8; 16],
+    ) -> Result<&'t Key, Refusal> {
         self.find_in(table, &super::id_text(id))
     }
 
@@ -317,7 +355,7 @@ mod tests {
     use std::io;
     use std::path::Path;
 
-    use sealvol_control::keychild::{LocalService, MasterKey};
+    use sealvol_control::keychild::{LocalService, MasterKey, Origin};
     use sealvol_crypto::locked::{KeyMemory, Policy};
 
     use super::super::Opening;
@@ -367,7 +405,8 @@ mod tests {
     async fn a_destruction_that_was_cut_short_goes_on_and_cannot_be_taken_back() {
         let directory = tempfile::tempdir().expect("a directory");
         let local = open(directory.path(), 0);
-        local.create_key("default").await.expect("created");
+        let created = local.create_key("default", Origin::Local).await;
+        created.expect("created");
         let schedule = KeyChange::ScheduleDeletion { days: 7 };
         local.carry_out("default", &schedule).expect("scheduled");
         let early = open(directory.path(), 6).begin_destruction("default");

@@ -1,13 +1,13 @@
 //! The tables, and how those of an earlier format become those of this one. `LOCAL.md` says what is in them.
 
 /// Version of the format.
-pub(super) const FORMAT: i64 = 3;
+pub(super) const FORMAT: i64 = 4;
 
 /// What a new database is made with.
-pub(super) const SCHEMA: [&str; 2] = [KEYS, ALIASES];
+pub(super) const SCHEMA: [&str; 3] = [KEYS, ALIASES, IMPORTS];
 
 /// What each format is brought to the next one by; the number is that of the former.
-pub(super) const STEPS: [(i64, &str); 2] = [(1, FROM_1), (2, ALIASES)];
+pub(super) const STEPS: [(i64, &str); 3] = [(1, FROM_1), (2, ALIASES), (3, IMPORTS)];
 
 const KEYS: &str = "
 CREATE TABLE meta (
@@ -58,6 +58,25 @@ CREATE TABLE aliases (
 ) STRICT;
 ";
 
+/// New in format 4.
+const IMPORTS: &str = "
+CREATE TABLE external_keys (
+    key_id          BLOB PRIMARY KEY REFERENCES keys (id),
+    material        TEXT NOT NULL CHECK (material IN ('none', 'imported', 'going')),
+    fingerprint     BLOB CHECK (length(fingerprint) = 32),
+    expires_wall    INTEGER,
+    expires_counted INTEGER
+) STRICT;
+CREATE TABLE import_keys (
+    key_id          BLOB PRIMARY KEY REFERENCES keys (id),
+    id              BLOB NOT NULL CHECK (length(id) = 16),
+    algorithm       TEXT NOT NULL,
+    expires_wall    INTEGER NOT NULL,
+    expires_counted INTEGER NOT NULL,
+    sealed          BLOB NOT NULL
+) STRICT;
+";
+
 /// What makes format 2 of format 1, in which nothing was authenticated and keys had one version.
 const FROM_1: &str = "
 ALTER TABLE meta ADD COLUMN changes INTEGER NOT NULL DEFAULT 0;
@@ -95,7 +114,7 @@ ALTER TABLE versions_2 RENAME TO versions;
 
 /// What the MAC covers, in this order, and since which format: every column but the MAC itself and the sealed material, which is
 /// authenticated by what seals it.
-pub(super) const COVERED: [(i64, &str, &str); 4] = [
+pub(super) const COVERED: [(i64, &str, &str); 6] = [
     (
         2,
         "meta",
@@ -117,5 +136,15 @@ pub(super) const COVERED: [(i64, &str, &str); 4] = [
         3,
         "aliases",
         "SELECT name, key_id, created FROM aliases ORDER BY name",
+    ),
+    (
+        4,
+        "external_keys",
+        "SELECT key_id, material, fingerprint, expires_wall, expires_counted FROM external_keys ORDER BY key_id",
+    ),
+    (
+        4,
+        "import_keys",
+        "SELECT key_id, id, algorithm, expires_wall, expires_counted FROM import_keys ORDER BY key_id",
     ),
 ];

@@ -4,10 +4,10 @@
 //! doubled or moved to another place without another message; it is made from what is stored, never from what was meant to be.
 
 use rusqlite::types::ValueRef;
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, OptionalExtension as _, Row};
 use sealvol_control::keychild::{KeyState, KeyVersion};
 
-use super::clock::{Deadline, Reading};
+use super::clock::{Deadline, Now, Reading};
 use super::schema::COVERED;
 
 /// The keys, and the state that authenticates them.
@@ -42,6 +42,34 @@ pub(super) struct Key {
     pub(super) versions: Vec<Version>,
     /// Other names of it, sorted.
     pub(super) aliases: Vec<String>,
+    /// Its material is imported.
+    pub(super) external: Option<External>,
+    /// How material for it can be imported now.
+    pub(super) import_key: Option<ImportKey>,
+}
+
+/// The material of a key whose material is imported.
+pub(super) struct External {
+    pub(super) material: Material,
+    /// Of the first material that was imported; no other one is taken any more.
+    pub(super) fingerprint: Option<[u8; 32]>,
+    pub(super) expires: Option<Deadline>,
+}
+
+/// Whether imported material is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Material {
+    /// Overwritten; the file may still hold what it was.
+    Going,
+    Imported,
+    None,
+}
+
+/// The pair of keys that material is imported by, without the private one.
+pub(super) struct ImportKey {
+    pub(super) id: [u8; 16],
+    pub(super) algorithm: String,
+    pub(super) expires: Deadline,
 }
 
 /// How a key is rotated by itself.
@@ -76,6 +104,28 @@ impl Cause {
 }
 
 impl Key {
+    /// What the state is at a time: without material that has not expired it is pending import, unless it is pending deletion.
+    fn settle(&mut self, now: &Now) {
+        let Some(external) = &self.external else {
+            return;
+        };
+        // A use is refused by either clock: that harms nothing, and the material is there when the clock is right again.
+        let expired = external.expires.is_some_and(|expires| expires.is_due(now));
+        let usable = external.material == Material::Imported && !expired;
+        if !usable && self.state != KeyState::PendingDeletion {
+            self.state = KeyState::PendingImport;
+        }
+    }
+
+    /// Whether its imported material is to be destroyed by now: what can't be undone takes both clocks.
+    pub(super) fn is_material_due(&self, now: &Now) -> bool {
+        self.external.as_ref().is_some_and(|external| {
+            let expired = external.expires.is_some_and(|expires| expires.is_over(now));
+            external.material == Material::Going
+                || external.material == Material::Imported && expired
+        })
+    }
+
     /// The number of the version that wraps.
     pub(super) fn latest(&self) -> Option<u32> {
         self.versions.last().map(|last| last.told.version)
@@ -83,6 +133,13 @@ impl Key {
 }
 
 impl Table {
+    /// Brings the states of the keys to a time.
+    pub(super) fn settle(&mut self, now: &Now) {
+        for key in &mut self.keys {
+            key.settle(now);
+        }
+    }
+
     /// Reads everything. Callers hold a transaction, so that it is one state.
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
         let format = format(connection)?;
@@ -104,6 +161,9 @@ impl Table {
         }
         if format >= 3 {
             read_aliases(connection, &mut keys)?;
+        }
+        if format >= 4 {
+            read_imports(connection, &mut keys)?;
         }
         connection.query_row(
             "SELECT changes, counted, seen_boot, seen_running, seen_wall, mac FROM meta",
@@ -137,6 +197,39 @@ fn read_aliases(connection: &Connection, keys: &mut [Key]) -> rusqlite::Result<(
     for key in keys {
         let names = of_key.query_map([key.id], |row| row.get(0))?;
         key.aliases = names.collect::<rusqlite::Result<_>>()?;
+    }
+    Ok(())
+}
+
+fn read_imports(connection: &Connection, keys: &mut [Key]) -> rusqlite::Result<()> {
+    let mut external = connection.prepare_cached(
+        "SELECT material, fingerprint, expires_wall, expires_counted FROM external_keys WHERE key_id = ?1",
+    )?;
+    let mut import_key = connection.prepare_cached(
+        "SELECT id, algorithm, expires_wall, expires_counted FROM import_keys WHERE key_id = ?1",
+    )?;
+    for key in keys {
+        let found = external.query_row([key.id], |row| {
+            Ok(External {
+                material: match row.get_ref(0)?.as_str()? {
+                    "imported" => Material::Imported,
+                    "going" => Material::Going,
+                    _ => Material::None,
+                },
+                fingerprint: row.get(1)?,
+                expires: deadline(row, 2)?,
+            })
+        });
+        key.external = found.optional()?;
+        let found = import_key.query_row([key.id], |row| {
+            let expires = deadline(row, 2)?;
+            Ok(ImportKey {
+                id: row.get(0)?,
+                algorithm: row.get(1)?,
+                expires: expires.unwrap_or(Deadline::PAST),
+            })
+        });
+        key.import_key = found.optional()?;
     }
     Ok(())
 }
@@ -193,6 +286,8 @@ fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
         deletion: deadline(row, 7)?,
         versions: Vec::new(),
         aliases: Vec::new(),
+        external: None,
+        import_key: None,
     })
 }
 

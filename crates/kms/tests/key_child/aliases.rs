@@ -2,7 +2,7 @@
 
 use sealvol_control::keychild::{
     ALIASES_MAX, AliasChange, AliasChanged, Call, Done, FailureClass, KeyChange, KeyDescription,
-    Right,
+    Origin, Right,
 };
 
 use crate::place::{Place, change, context, generate, rewrap, unwrap};
@@ -137,6 +137,7 @@ async fn each_call_about_an_alias_is_refused_by_the_name_that_aws_kms_gives_it()
     }
     let key = Call::CreateKey {
         name: "alias/key".to_owned(),
+        origin: Origin::Local,
     };
     assert_eq!(
         place.refusal(Right::Administer, key).await.1,
@@ -193,7 +194,7 @@ async fn a_key_has_fifty_aliases_and_no_more_and_they_go_with_it() {
 async fn a_key_that_an_earlier_release_called_like_an_alias_keeps_its_name() {
     let place = Place::with_default_key().await;
     let mine = place.describe("default").await.key_id;
-    place.make_format_2();
+    place.make_format(2);
     place.sql("UPDATE keys SET name = 'alias/mine'");
     place.mac_anew(2);
     assert_eq!(place.describe("alias/mine").await.key_id, mine);

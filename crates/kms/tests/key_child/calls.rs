@@ -4,7 +4,7 @@ use std::io::Read;
 
 use crate::place::{Place, change, child, context, generate, memory, rewrap, unwrap};
 use sealvol_control::keychild::{
-    CALLS_MAX, Call, Context, Done, FailureClass, KeyChange, KeyChildError, KeyState, Right,
+    CALLS_MAX, Call, Context, Done, FailureClass, KeyChange, KeyChildError, KeyState, Origin, Right,
 };
 use sealvol_crypto::VolumeKey;
 
@@ -353,6 +353,7 @@ async fn each_right_covers_its_calls_and_no_others() {
         (
             Call::CreateKey {
                 name: "new".to_owned(),
+                origin: Origin::Local,
             },
             [false, false, true],
         ),
@@ -413,6 +414,7 @@ async fn names_that_exist_or_mean_something_else_are_refused() {
     let place = Place::with_default_key().await;
     let create = |name: &str| Call::CreateKey {
         name: name.to_owned(),
+        origin: Origin::Local,
     };
     let exists = place.refusal(Right::Administer, create("default")).await;
     assert_eq!(

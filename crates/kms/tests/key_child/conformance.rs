@@ -3,7 +3,9 @@
 
 use std::io::Read as _;
 
-use sealvol_control::keychild::{CALLS_MAX, Call, Context, Done, FailureClass, KeyState, Right};
+use sealvol_control::keychild::{
+    CALLS_MAX, Call, Context, Done, FailureClass, KeyState, Origin, Right,
+};
 use sealvol_crypto::VolumeKey;
 
 use crate::bao::Bao;
@@ -287,6 +289,7 @@ async fn rights_are_kept_apart(subject: &impl Subject) {
             Right::Create,
             Call::CreateKey {
                 name: "new".to_owned(),
+                origin: Origin::Local,
             },
         ),
     ] {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::time::Duration;
 
 use sealvol_control::keychild::{
-    Call, Done, FailureClass, KeyChild, KeyChildError, KeyFailure, MasterKey, Right,
+    Call, Done, FailureClass, KeyChild, KeyChildError, KeyFailure, MasterKey, Origin, Right,
 };
 
 use crate::place::{Place, child, context, generate, program, set_mode, unwrap};
@@ -63,6 +63,7 @@ async fn nothing_is_made_where_the_configuration_does_not_allow_it() {
         Right::Administer,
         vec![Call::CreateKey {
             name: "default".to_owned(),
+            origin: Origin::Local,
         }],
     );
     let sealvol_control::keychild::Service::Local(service) = &mut batch.provider.service else {
@@ -99,6 +100,7 @@ async fn a_wrong_master_key_is_recognised_before_anything_else() {
             Right::Administer,
             Call::CreateKey {
                 name: "new".to_owned(),
+                origin: Origin::Local,
             },
         ),
         (
@@ -124,6 +126,7 @@ async fn a_lost_master_key_is_not_made_anew() {
     let unavailable = refused(FailureClass::KeyUnusable, "MasterKeyUnavailable");
     let create = Call::CreateKey {
         name: "new".to_owned(),
+        origin: Origin::Local,
     };
     assert_eq!(place.refusal(Right::Administer, create).await, unavailable);
     assert!(!place.master_key_file().exists());
@@ -288,6 +291,7 @@ async fn a_passphrase_serves_as_master_key_and_its_file_serves_many_children() {
     let ctx = context("1");
     let create = Call::CreateKey {
         name: "default".to_owned(),
+        origin: Origin::Local,
     };
     with_passphrase(&place, Right::Administer, create, &right)
         .await
@@ -380,6 +384,7 @@ async fn what_is_no_database_of_ours_or_a_newer_one_is_left_alone() {
     let foreign = refused(FailureClass::CallerBug, "ForeignDatabase");
     let create = || Call::CreateKey {
         name: "new".to_owned(),
+        origin: Origin::Local,
     };
     for content in [
         &b"something else entirely, longer than a header of SQLite is".repeat(9)[..],
@@ -457,6 +462,7 @@ async fn a_child_killed_at_any_time_leaves_what_the_next_one_can_use() {
         let place = Place::empty();
         let create = Call::CreateKey {
             name: "default".to_owned(),
+            origin: Origin::Local,
         };
         let child = KeyChild::new(program(), Duration::from_micros(250 * quarter_milliseconds));
         let answer = child

@@ -37,9 +37,16 @@ impl Hsm {
 
     pub(crate) async fn create(&self, name: &str) {
         let name = name.to_owned();
-        call(self, Right::Administer, Call::CreateKey { name })
-            .await
-            .expect("created");
+        call(
+            self,
+            Right::Administer,
+            Call::CreateKey {
+                name,
+                origin: sealvol_control::keychild::Origin::Local,
+            },
+        )
+        .await
+        .expect("created");
     }
 
     /// As the manual configures it.

@@ -1,17 +1,19 @@
 //! Which call is possible in which state of a key: every cell of the table in `local/lifecycle.rs`, by a call to the real child.
 
 use sealvol_control::keychild::{
-    Call, Done, FailureClass, KeyChange, KeyDescription, KeyState, ROTATIONS_ON_DEMAND_MAX, Right,
+    Call, Done, FailureClass, KeyChange, KeyDescription, KeyState, Origin, ROTATIONS_ON_DEMAND_MAX,
+    Right, WrappingAlgorithm, WrappingKeySpec,
 };
 
-use crate::place::{Place, change, context, generate, rewrap, unwrap};
+use crate::place::{Place, change, context, generate, import_parameters, rewrap, unwrap};
 
 const DISABLED: &str = "DisabledException";
 const INVALID: &str = "KMSInvalidStateException";
 const OK: &str = "ok";
+const UNSUPPORTED: &str = "UnsupportedOperationException";
 
-/// The states that a key can be brought to by calls alone, and those calls.
-fn ways() -> [(KeyState, Vec<KeyChange>); 3] {
+/// The states that a key can be brought to by calls alone, and those calls. The last one is for keys whose material is imported.
+fn ways() -> [(KeyState, Vec<KeyChange>); 4] {
     [
         (KeyState::Enabled, vec![]),
         (KeyState::Disabled, vec![KeyChange::Disable]),
@@ -19,6 +21,7 @@ fn ways() -> [(KeyState, Vec<KeyChange>); 3] {
             KeyState::PendingDeletion,
             vec![KeyChange::ScheduleDeletion { days: 7 }],
         ),
+        (KeyState::PendingImport, vec![KeyChange::DeleteMaterial]),
     ]
 }
 
@@ -36,7 +39,12 @@ async fn every_use_in_every_state_answers_as_aws_kms_does() {
     let of_default = place.generate("default", &ctx).await.blob;
     for (state, way) in ways() {
         let name = state.as_str();
-        place.create_key(name).await.unwrap();
+        if state == KeyState::PendingImport {
+            place.create_external_key(name).await;
+            place.import(name, 1).await.unwrap();
+        } else {
+            place.create_key(name).await.unwrap();
+        }
         let mine = place.generate(name, &ctx).await.blob;
         for how in way {
             place.change(name, how).await.unwrap();
@@ -111,7 +119,10 @@ async fn every_change_in_every_state_answers_as_aws_kms_does() {
     for (row, (tried, answers, after)) in cells.into_iter().enumerate() {
         for ((state, way), expected) in ways().into_iter().zip(answers) {
             let name = format!("{}-{row}", state.as_str());
-            let mut calls = vec![Call::CreateKey { name: name.clone() }];
+            let mut calls = vec![Call::CreateKey {
+                name: name.clone(),
+                origin: Origin::Local,
+            }];
             calls.extend(way.into_iter().map(|how| change(&name, how)));
             calls.push(change(&name, tried.clone()));
             calls.push(Call::Describe { key: name.clone() });
@@ -136,6 +147,101 @@ async fn every_change_in_every_state_answers_as_aws_kms_does() {
     for how in [KeyChange::Enable, KeyChange::Rotate, KeyChange::Destroy] {
         let failure = place.change("nothing", how).await.unwrap_err();
         assert_eq!(failure.provider_error, "NotFoundException");
+    }
+}
+
+#[tokio::test]
+async fn every_change_of_an_external_key_in_every_state_answers_as_aws_kms_does() {
+    use KeyState::{Disabled, Enabled, PendingDeletion, PendingImport};
+    let place = Place::with_default_key().await;
+    // In the order of `ways`; no state after it: it stays.
+    let cells = [
+        (KeyChange::Enable, [OK, OK, INVALID, INVALID], Some(Enabled)),
+        (
+            KeyChange::Disable,
+            [OK, OK, INVALID, INVALID],
+            Some(Disabled),
+        ),
+        (KeyChange::Rotate, [UNSUPPORTED; 4], None),
+        (
+            KeyChange::SetRotation { days: Some(90) },
+            [UNSUPPORTED; 4],
+            None,
+        ),
+        (
+            KeyChange::SetRotation { days: None },
+            [UNSUPPORTED; 4],
+            None,
+        ),
+        (
+            KeyChange::ScheduleDeletion { days: 30 },
+            [OK, OK, INVALID, OK],
+            Some(PendingDeletion),
+        ),
+        (
+            KeyChange::CancelDeletion,
+            [INVALID, INVALID, OK, INVALID],
+            Some(Disabled),
+        ),
+        (KeyChange::Destroy, [INVALID; 4], None),
+        (KeyChange::DeleteMaterial, [OK; 4], Some(PendingImport)),
+    ];
+    for (row, (tried, answers, after)) in cells.into_iter().enumerate() {
+        for ((state, way), expected) in ways().into_iter().zip(answers) {
+            let name = format!("{}-{row}", state.as_str());
+            place.create_external_key(&name).await;
+            place.import(&name, 1).await.unwrap();
+            let mut calls: Vec<Call> = way.into_iter().map(|how| change(&name, how)).collect();
+            calls.push(change(&name, tried.clone()));
+            calls.push(Call::Describe { key: name.clone() });
+            let mut results = place.answer(Right::Administer, calls).await.results;
+            let now = described(results.pop().expect("described").expect("described"));
+            let cell = format!("{tried:?} in {state:?}");
+            // Whoever destroys the material of a key that is pending deletion leaves it so.
+            let stays = state == PendingDeletion && tried == KeyChange::DeleteMaterial;
+            let after = after.filter(|_| expected == OK && !stays).unwrap_or(state);
+            assert_eq!(now.state, after, "{cell}");
+            match results.pop().expect("an answer") {
+                Ok(done) => {
+                    assert_eq!(expected, OK, "{cell}");
+                    assert_eq!(described(done), now, "{cell}");
+                }
+                Err(failure) => assert_eq!(failure.provider_error, expected, "{cell}"),
+            }
+            assert!(results.iter().all(Result::is_ok), "{cell}: {results:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_step_of_an_import_in_every_state_answers_as_aws_kms_does() {
+    let place = Place::with_default_key().await;
+    for ((state, way), expected) in ways().into_iter().zip([OK, OK, INVALID, OK]) {
+        let name = state.as_str();
+        place.create_external_key(name).await;
+        place.import(name, 1).await.unwrap();
+        for how in way {
+            place.change(name, how).await.unwrap();
+        }
+        let (spec, algorithm) = (WrappingKeySpec::Rsa2048, WrappingAlgorithm::RsaesOaepSha256);
+        let asked = import_parameters(name, spec, algorithm);
+        let made = place.call(Right::Administer, asked).await;
+        let imported = match &made {
+            Ok(_) => place.import(name, 1).await,
+            // With what another key got: the state is looked at first.
+            Err(_) => {
+                let other = place.import_parameters("enabled").await;
+                let call = other.import(name, other.encrypt(&[1; 32]));
+                place.call(Right::Administer, call).await
+            }
+        };
+        for (step, answer) in [
+            ("parameters", made.map(|_| ())),
+            ("import", imported.map(|_| ())),
+        ] {
+            let said = answer.map_or_else(|failure| failure.provider_error, |()| OK.to_owned());
+            assert_eq!(said, expected, "{step} in {state:?}");
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod certificates;
 mod conformance;
 mod files;
 mod hsm;
+mod import;
 #[path = "../../../../tests/src/key_vault.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod key_vault;

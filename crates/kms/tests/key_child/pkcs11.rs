@@ -105,7 +105,13 @@ async fn a_name_that_would_load_code_or_give_a_pin_is_refused_before_a_module_is
                     rewrap(("default", &blob, &ctx), (&key, &ctx)),
                 ),
                 (Right::Attach, Call::Describe { key: key.clone() }),
-                (Right::Administer, Call::CreateKey { name: key.clone() }),
+                (
+                    Right::Administer,
+                    Call::CreateKey {
+                        name: key.clone(),
+                        origin: sealvol_control::keychild::Origin::Local,
+                    },
+                ),
             ] {
                 let refused = asked(&service, right, asks.clone()).await.unwrap_err();
                 // The side that is asked for first is the one that is told of; the other never came to the module either.

@@ -3,12 +3,14 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sealvol_control::keychild::{
-    AliasChange, Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyChild,
-    KeyFailure, LocalService, MasterKey, Provider, Right, Service, Wrapped,
+    AliasChange, Answer, Batch, Call, CallResult, Context, Done, FailureClass, ImportParameters,
+    KeyChange, KeyChild, KeyFailure, LocalService, MasterKey, Origin, Provider, Right, Service,
+    Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::VolumeKey;
 use sealvol_crypto::locked::{KeyMemory, Policy};
@@ -89,9 +91,49 @@ impl Place {
             Right::Administer,
             Call::CreateKey {
                 name: name.to_owned(),
+                origin: Origin::Local,
             },
         )
         .await
+    }
+
+    pub(crate) async fn create_external_key(&self, name: &str) {
+        let call = Call::CreateKey {
+            name: name.to_owned(),
+            origin: Origin::External,
+        };
+        self.call(Right::Administer, call).await.expect("created");
+    }
+
+    /// As an operator does who has material of 32 bytes that are all `byte`.
+    pub(crate) async fn import(&self, key: &str, byte: u8) -> CallResult {
+        let made = self.import_parameters(key).await;
+        let material = made.encrypt(&[byte; 32]);
+        self.call(Right::Administer, made.import(key, material))
+            .await
+    }
+
+    /// Of RSA-2048, which is the fastest.
+    pub(crate) async fn import_parameters(&self, key: &str) -> Import {
+        let algorithm = WrappingAlgorithm::RsaesOaepSha256;
+        self.import_parameters_of(key, WrappingKeySpec::Rsa2048, algorithm)
+            .await
+    }
+
+    pub(crate) async fn import_parameters_of(
+        &self,
+        key: &str,
+        spec: WrappingKeySpec,
+        algorithm: WrappingAlgorithm,
+    ) -> Import {
+        let call = import_parameters(key, spec, algorithm);
+        match self.call(Right::Administer, call).await {
+            Ok(Done::ImportParameters(parameters)) => Import {
+                parameters,
+                algorithm,
+            },
+            other => panic!("import parameters: {other:?}"),
+        }
     }
 
     pub(crate) async fn change(&self, key: &str, how: KeyChange) -> CallResult {
@@ -139,6 +181,55 @@ impl Place {
             connection.execute(statement, []).unwrap() > 0,
             "{statement}: changes something"
         );
+    }
+}
+
+/// What an operator gets to import material with.
+pub(crate) struct Import {
+    pub(crate) parameters: ImportParameters,
+    pub(crate) algorithm: WrappingAlgorithm,
+}
+
+impl Import {
+    /// By an implementation that is not ours.
+    pub(crate) fn encrypt(&self, material: &[u8]) -> Vec<u8> {
+        let directory = TempDir::new().expect("a temporary directory");
+        let public_key = directory.path().join("public.der");
+        fs::write(&public_key, &self.parameters.public_key).expect("written");
+        let digits: String = material.iter().map(|byte| format!("{byte:02x}")).collect();
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/encrypt_material.py");
+        let output = Command::new("python3")
+            .arg(script)
+            .arg("--public-key")
+            .arg(&public_key)
+            .args(["--algorithm", self.algorithm.as_str(), &digits])
+            .output()
+            .expect("python3 runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        output.stdout
+    }
+
+    /// The call that gives it to a key, without an expiry.
+    pub(crate) fn import(&self, key: &str, material: Vec<u8>) -> Call {
+        Call::ImportMaterial {
+            key: key.to_owned(),
+            material,
+            token: self.parameters.token.clone(),
+            expires: None,
+        }
+    }
+}
+
+pub(crate) fn import_parameters(
+    key: &str,
+    spec: WrappingKeySpec,
+    algorithm: WrappingAlgorithm,
+) -> Call {
+    Call::ImportParameters {
+        key: key.to_owned(),
+        spec,
+        algorithm,
     }
 }
 

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use sealvol_control::keychild::{Call, FailureClass, Landlock, MasterKey, Right};
+use sealvol_control::keychild::{Call, FailureClass, Landlock, MasterKey, Origin, Right};
 use sealvol_crypto::VolumeKey;
 
 use crate::place::{Place, child, context, memory, unwrap};
@@ -133,6 +133,7 @@ async fn another_implementation_opens_a_blob_with_the_passphrase() {
     let passphrase = fs::File::open(&path).unwrap();
     let create = Call::CreateKey {
         name: "default".to_owned(),
+        origin: Origin::Local,
     };
     let generate = crate::place::generate("default", &context("1"));
     for (right, call) in [(Right::Administer, create), (Right::Create, generate)] {

@@ -168,7 +168,7 @@ fn make_format_1(place: &Place) {
     let connection = rusqlite::Connection::open(place.database()).unwrap();
     connection
         .execute_batch(
-            "DROP TABLE aliases;
+            "DROP TABLE import_keys; DROP TABLE external_keys; DROP TABLE aliases;
              CREATE TABLE meta_1 AS SELECT one, 1 AS format, id, created, master_key, argon2_salt, argon2_memory, \
                  argon2_passes, argon2_lanes, master_check FROM meta;
              CREATE TABLE keys_1 (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, created INTEGER NOT NULL) STRICT;
@@ -206,12 +206,17 @@ async fn a_database_of_the_first_format_is_taken_over_once() {
 }
 
 impl Place {
-    /// The tables as format 2 had them, whose MAC is to be made anew.
-    pub(crate) fn make_format_2(&self) {
+    /// The tables as an earlier format had them, whose MAC is to be made anew.
+    pub(crate) fn make_format(&self, format: u32) {
         let connection = rusqlite::Connection::open(self.database()).unwrap();
-        connection
-            .execute_batch("DROP TABLE aliases; UPDATE meta SET format = 2")
-            .unwrap();
+        for (since, table) in [(4, "import_keys"), (4, "external_keys"), (3, "aliases")] {
+            if since > format {
+                let sql = format!("DROP TABLE {table}");
+                connection.execute_batch(&sql).unwrap();
+            }
+        }
+        let sql = "UPDATE meta SET format = ?1";
+        connection.execute(sql, [format]).unwrap();
     }
 
     /// The MAC that a release of that format would have made, by another implementation than ours.
@@ -229,7 +234,7 @@ async fn a_database_of_the_second_format_is_taken_over_if_its_mac_is_sound() {
     let wrapped = place.generate("default", &context("1")).await;
     let answer = place.answer(Right::Attach, vec![Call::ListKeys]).await;
     let known = answer.table.expect("a table");
-    place.make_format_2();
+    place.make_format(2);
     place.sql("UPDATE keys SET state = 'disabled'");
     for right in [Right::Attach, Right::Administer] {
         let refusal = place.refusal(right, Call::ListKeys).await;
@@ -256,6 +261,24 @@ async fn a_database_of_the_second_format_is_taken_over_if_its_mac_is_sound() {
         key: "default".to_owned(),
     };
     place.change_alias("alias/new", alias).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_of_the_third_format_keeps_its_aliases() {
+    let place = Place::with_default_key().await;
+    let alias = AliasChange::Create {
+        key: "default".to_owned(),
+    };
+    place.change_alias("alias/a", alias).await.unwrap();
+    let blob = place.generate("alias/a", &context("1")).await.blob;
+    place.make_format(3);
+    place.sql("UPDATE aliases SET name = 'alias/b'");
+    let refusal = place.refusal(Right::Attach, Call::ListKeys).await;
+    assert_eq!(refusal, (TAMPER, "TableChanged".to_owned()));
+    place.mac_anew(3);
+    let call = unwrap("alias/b", &blob, &context("1"));
+    place.unwrap(call).await.expect("taken over");
+    place.create_external_key("own").await;
 }
 
 /// What `tests/table_mac.py` says of a database.

@@ -66,7 +66,15 @@ pub(crate) async fn asked(service: &Tpm2Service, right: Right, call: Call) -> Ca
 
 pub(crate) async fn create(service: &Tpm2Service, name: &str) -> CallResult {
     let name = name.to_owned();
-    asked(service, Right::Administer, Call::CreateKey { name }).await
+    asked(
+        service,
+        Right::Administer,
+        Call::CreateKey {
+            name,
+            origin: sealvol_control::keychild::Origin::Local,
+        },
+    )
+    .await
 }
 
 impl Subject for Tpm {

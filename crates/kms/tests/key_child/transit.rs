@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sealvol_control::keychild::{
-    Call, CallResult, Credential, Done, FailureClass, KeyFailure, KeyState, Right, TransitService,
-    UNTRUSTED_SERVER,
+    Call, CallResult, Credential, Done, FailureClass, KeyFailure, KeyState, Origin, Right,
+    TransitService, UNTRUSTED_SERVER,
 };
 use serde_json::{Value, json};
 
@@ -265,6 +265,7 @@ async fn a_key_is_made_derived_once() {
     let bao = Bao::start();
     let asked = Call::CreateKey {
         name: "new".to_owned(),
+        origin: Origin::Local,
     };
     let refused = call(&bao, Right::Administer, asked.clone()).await;
     assert_eq!(

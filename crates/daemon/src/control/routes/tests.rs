@@ -235,6 +235,18 @@ fn every_documented_call_is_routed_with_its_right() {
             Some(Right::Administer),
         ),
         (
+            Method::POST,
+            "/v1/keys/local:k/import-parameters".into(),
+            Route::ImportParameters("local:k".into()),
+            Some(Right::Administer),
+        ),
+        (
+            Method::POST,
+            "/v1/keys/local:k/import".into(),
+            Route::ImportKeyMaterial("local:k".into()),
+            Some(Right::Administer),
+        ),
+        (
             Method::GET,
             api::KEY_SETS.to_owned(),
             Route::ListKeySets,
