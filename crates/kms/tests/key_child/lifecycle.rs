@@ -1,5 +1,7 @@
 //! Which call is possible in which state of a key: every cell of the table in `local/lifecycle.rs`, by a call to the real child.
 
+use std::fs;
+
 use sealvol_control::keychild::{
     Call, Done, FailureClass, KeyChange, KeyDescription, KeyState, Origin, ROTATIONS_ON_DEMAND_MAX,
     Right, WrappingAlgorithm, WrappingKeySpec,
@@ -186,14 +188,24 @@ async fn every_change_of_an_external_key_in_every_state_answers_as_aws_kms_does(
         (KeyChange::Destroy, [INVALID; 4], None),
         (KeyChange::DeleteMaterial, [OK; 4], Some(PendingImport)),
     ];
-    for (row, (tried, answers, after)) in cells.into_iter().enumerate() {
-        for ((state, way), expected) in ways().into_iter().zip(answers) {
-            let name = format!("{}-{row}", state.as_str());
-            place.create_external_key(&name).await;
-            place.import(&name, 1).await.unwrap();
-            let mut calls: Vec<Call> = way.into_iter().map(|how| change(&name, how)).collect();
-            calls.push(change(&name, tried.clone()));
-            calls.push(Call::Describe { key: name.clone() });
+    // A key in each state; each cell begins with them as they are now.
+    for (state, way) in ways() {
+        let name = state.as_str();
+        place.create_external_key(name).await;
+        place.import(name, 1).await.unwrap();
+        for how in way {
+            place.change(name, how).await.unwrap();
+        }
+    }
+    let sound = fs::read(place.database()).unwrap();
+    for (tried, answers, after) in cells {
+        for ((state, _), expected) in ways().into_iter().zip(answers) {
+            fs::write(place.database(), &sound).unwrap();
+            let name = state.as_str();
+            let describe = Call::Describe {
+                key: name.to_owned(),
+            };
+            let calls = vec![change(name, tried.clone()), describe];
             let mut results = place.answer(Right::Administer, calls).await.results;
             let now = described(results.pop().expect("described").expect("described"));
             let cell = format!("{tried:?} in {state:?}");
@@ -208,7 +220,6 @@ async fn every_change_of_an_external_key_in_every_state_answers_as_aws_kms_does(
                 }
                 Err(failure) => assert_eq!(failure.provider_error, expected, "{cell}"),
             }
-            assert!(results.iter().all(Result::is_ok), "{cell}: {results:?}");
         }
     }
 }
