@@ -7,7 +7,7 @@ use sealvol_control::keychild::KeyChange;
 use crate::args::Key;
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
-use crate::{alias, import, key_set, rewrap};
+use crate::{alias, import, key_set, policy, rewrap};
 
 pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
     let (key, change, even_if_used) = match verb {
@@ -18,6 +18,7 @@ pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(
         Key::List { provider } => {
             return print.answer(&client.keys(provider.as_deref()).await?, list);
         }
+        Key::Policy(verb) => return policy::run(client, print, verb).await,
         Key::Alias(verb) => return alias::run(client, print, verb).await,
         Key::Rewrap(options) => return rewrap::run(client, print, options).await,
         Key::Set(verb) => return key_set::run(client, print, verb).await,

@@ -13,6 +13,7 @@ mod import;
 mod jobs;
 mod key;
 mod key_set;
+mod policy;
 mod render;
 mod rewrap;
 mod run;

@@ -40,6 +40,8 @@
 //! | `POST /v1/keys/PROVIDER:KEY/change` | [`ChangeKey`]   | [`Key`]         | administer |
 //! | `POST /v1/keys/PROVIDER:KEY/import-parameters` | [`GetImportParameters`] | [`ImportParameters`] | administer |
 //! | `POST /v1/keys/PROVIDER:KEY/import` | [`ImportMaterial`] | [`Key`]      | administer |
+//! | `GET /v1/keys/PROVIDER:KEY/policy` |                 | [`KeyPolicy`]    | administer |
+//! | `POST /v1/keys/PROVIDER:KEY/policy` | [`SetKeyPolicy`] | [`KeyPolicy`]  | administer |
 //! | `POST /v1/keys/PROVIDER/accept-table` |               | [`KeyTable`]    | administer |
 //! | `GET /v1/key-sets`                |                   | [`KeySetList`]  | any        |
 //! | `POST /v1/key-sets`               | [`CreateKeySet`]  | [`KeySet`]      | administer |
@@ -89,8 +91,8 @@ pub use key_sets::{
     UpdateKeySet,
 };
 pub use keys::{
-    Alias, AliasList, ChangeKey, CreateAlias, CreateKey, Key, KeyList, KeyTable, KeyVersion,
-    UpdateAlias,
+    Alias, AliasList, ChangeKey, CreateAlias, CreateKey, Key, KeyList, KeyPolicy, KeyTable,
+    KeyVersion, SetKeyPolicy, UpdateAlias,
 };
 pub use revocation::{Enforcement, OnRevoke};
 pub use rewrap::{RewrapVolume, Rewrapped};

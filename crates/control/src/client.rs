@@ -454,6 +454,22 @@ impl Client {
         self.send(Method::POST, &path, request).await
     }
 
+    /// The policy of a key.
+    pub async fn key_policy(&self, key: &str) -> Result<api::KeyPolicy, ClientError> {
+        self.get(&format!("{}/{}/policy", api::KEYS, escaped(key)))
+            .await
+    }
+
+    /// Another policy for a key, or none.
+    pub async fn set_key_policy(
+        &self,
+        key: &str,
+        request: &api::SetKeyPolicy,
+    ) -> Result<api::KeyPolicy, ClientError> {
+        let path = format!("{}/{}/policy", api::KEYS, escaped(key));
+        self.send(Method::POST, &path, request).await
+    }
+
     /// Goes on from a provider's table of keys that is older than the one relied on.
     pub async fn accept_key_table(&self, provider: &str) -> Result<api::KeyTable, ClientError> {
         let path = format!("{}/{}/accept-table", api::KEYS, escaped(provider));

@@ -27,6 +27,7 @@ mod import;
 mod lifecycle;
 pub mod message;
 mod pkcs11;
+mod policy;
 mod remote;
 mod tpm2;
 mod transit;
@@ -60,6 +61,7 @@ pub use message::{
     WRAPPED_MAX, Wrapped,
 };
 pub use pkcs11::{Pkcs11Service, WrapMechanism};
+pub use policy::{POLICY_BYTES_MAX, POLICY_CONTEXT, Policy, PolicyError, Principal};
 pub use remote::Address;
 pub use tpm2::{PcrBank, Tpm2Service};
 pub use transit::{Credential, TransitService};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use sealvol_control::keychild::{
     Batch, Call, Done, FailureClass, Fault, KeyChild, KeyChildError, LocalService, MasterKey,
-    Provider, Right, Service,
+    Principal, Provider, Right, Service,
 };
 
 /// Longer than any script takes on a slow machine.
@@ -29,6 +29,7 @@ fn batch(calls: Vec<Call>) -> Batch {
     };
     Batch {
         right: Right::Attach,
+        principal: Principal::Daemon,
         provider,
         require_secretmem: false,
         calls,

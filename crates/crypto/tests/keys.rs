@@ -396,3 +396,54 @@ fn sha256_takes_parts_one_after_the_other() {
     assert_eq!(sha256(&[b"a", b"", b"bc"]), sha256(&[b"abc"]));
     assert_eq!(sha256(&[])[..4], [0xe3, 0xb0, 0xc4, 0x42]);
 }
+
+#[test]
+fn the_private_key_of_an_import_opens_under_its_key_and_context_only() {
+    let memory = memory();
+    let [master, other] =
+        [(); 2].map(|()| KeyEncryptionKey::generate(&memory).expect("a master key"));
+    let context = |of: &str| EncryptionContext::new([("database", of)]).expect("a context");
+    for length in [1, 1217, 2375, 4096] {
+        let mut private_key = vec![0; length];
+        random(&mut private_key);
+        let sealed = master.seal_import_key(&private_key, &context("a"), &[7; 16]);
+        assert_eq!(sealed.len(), length + 73);
+        let opens = |key: &KeyEncryptionKey, blob: &[u8], of: &str| {
+            key.with_import_key(blob, &context(of), |opened| opened == private_key)
+        };
+        assert!(opens(&master, &sealed, "a").expect("opened"));
+        assert!(opens(&other, &sealed, "a").is_err());
+        assert!(opens(&master, &sealed, "b").is_err());
+        for position in (0..sealed.len()).step_by(length / 50 + 1) {
+            let mut changed = sealed.clone();
+            changed[position] ^= 1;
+            assert!(opens(&master, &changed, "a").is_err(), "byte {position}");
+        }
+        for cut in [0, 4, 57, 72, 73, sealed.len() - 1] {
+            let cut = cut.min(sealed.len() - 1);
+            assert!(opens(&master, &sealed[..cut], "a").is_err(), "{cut} bytes");
+        }
+        // It is no key-encryption key, and none passes as it.
+        let opened = master.open(&memory, &sealed, &context("a"));
+        assert!(opened.is_err());
+    }
+}
+
+#[test]
+fn a_fingerprint_tells_keys_apart_for_one_master_key_and_one_id() {
+    let memory = memory();
+    let key = |byte: u8| KeyEncryptionKey::read_from(&memory, &mut &[byte; 32][..]).expect("a key");
+    let (master, id) = (key(1), [7; 16]);
+    let known = master.fingerprint(&id, &key(2));
+    assert_eq!(master.fingerprint(&id, &key(2)), known);
+    for other in [
+        master.fingerprint(&id, &key(3)),
+        master.fingerprint(&[8; 16], &key(2)),
+        key(4).fingerprint(&id, &key(2)),
+        // The MACs that a master key makes differ by what they are for.
+        master.table_mac(&id, &[2; 32]),
+        master.import_token_mac(&id, &[2; 32]),
+    ] {
+        assert_ne!(other, known);
+    }
+}

@@ -12,6 +12,7 @@ mod aliases;
 mod import;
 mod lifecycle;
 mod pins;
+mod policy;
 mod relied_on;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
     Answer, Batch, CALLS_MAX, Call, CallResult, Context, Done, Fault, KeyChild, KeyChildError,
-    KeyDescription, KeyFailure, MasterKey, Origin, Provider, Right, Service, Wrapped,
+    KeyDescription, KeyFailure, MasterKey, Origin, Principal, Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{KeyError, VolumeKey};
@@ -33,6 +34,7 @@ use sealvol_volume::VolumeId;
 
 use crate::audit::{Audit, Operation, Record};
 use crate::config::Config;
+use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::registry::Registry;
 use crate::rights::Caller;
@@ -128,7 +130,9 @@ impl Keys {
             key: key.key().to_owned(),
             context: subject.context.clone(),
         };
-        let answer = self.ask(Right::Create, key, call, Attempts::Several).await;
+        let answer = self
+            .ask(caller, Right::Create, key, call, Attempts::Several)
+            .await;
         let answer = answer.map_err(|error| about(&subject.name, error));
         let wrapped = answer.and_then(|(done, _)| match done {
             Done::Generate(wrapped) => Ok(wrapped),
@@ -172,7 +176,7 @@ impl Keys {
                 new_context: subject.context.clone(),
             });
             let asked = self
-                .ask_all(right, to, calls.collect(), Attempts::Several)
+                .ask_all(caller, right, to, calls.collect(), Attempts::Several)
                 .await;
             let results: Vec<Result<Done, Error>> = match asked {
                 Ok(answer) => {
@@ -253,7 +257,7 @@ impl Keys {
         let calls = calls.collect();
         let first = copies[0];
         let asked = self
-            .ask_all(Right::Attach, &first.key, calls, Attempts::Several)
+            .ask_all(caller, Right::Attach, &first.key, calls, Attempts::Several)
             .await;
         let answer = match asked {
             Ok(answer) => answer,
@@ -312,7 +316,7 @@ impl Keys {
             context: copy.subject.context.clone(),
         };
         let asked = self
-            .ask(Right::Attach, &copy.key, call, Attempts::Several)
+            .ask(caller, Right::Attach, &copy.key, call, Attempts::Several)
             .await;
         let asked = asked.map_err(|error| about(&copy.subject.name, error));
         let version = asked.and_then(|(done, _)| match done {
@@ -335,7 +339,13 @@ impl Keys {
             key: key.key().to_owned(),
         };
         match self
-            .ask(Right::Attach, key, call, Attempts::Several)
+            .ask(
+                Daemon::itself(),
+                Right::Attach,
+                key,
+                call,
+                Attempts::Several,
+            )
             .await?
             .0
         {
@@ -352,7 +362,13 @@ impl Keys {
         // For messages only: the call names no key.
         let whole = KeyRef::new(provider, "*")?;
         match self
-            .ask(Right::Attach, &whole, Call::ListKeys, Attempts::Several)
+            .ask(
+                Daemon::itself(),
+                Right::Attach,
+                &whole,
+                Call::ListKeys,
+                Attempts::Several,
+            )
             .await?
             .0
         {
@@ -376,7 +392,9 @@ impl Keys {
             name: key.key().to_owned(),
             origin,
         };
-        let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
+        let answer = self
+            .ask(caller, Right::Administer, key, call, Attempts::One)
+            .await;
         let created = answer.and_then(|(done, _)| match done {
             Done::CreateKey(description) => Ok(description),
             other => Err(mismatched(&other)),
@@ -405,12 +423,15 @@ impl Keys {
     /// One call to the provider of `key`, again while its failure may pass and there is time.
     async fn ask(
         &self,
+        caller: Caller,
         right: Right,
         key: &KeyRef,
         call: Call,
         attempts: Attempts,
     ) -> Result<(Done, Answer), Error> {
-        let mut answer = self.ask_all(right, key, vec![call], attempts).await?;
+        let mut answer = self
+            .ask_all(caller, right, key, vec![call], attempts)
+            .await?;
         match answer.results.pop() {
             Some(Ok(done)) => Ok((done, answer)),
             Some(Err(failure)) => Err(Error::Key {
@@ -426,6 +447,7 @@ impl Keys {
     /// A batch of calls to the provider of `key`, all of them again while the failure of one may pass and there is time.
     async fn ask_all(
         &self,
+        caller: Caller,
         right: Right,
         key: &KeyRef,
         calls: Vec<Call>,
@@ -434,6 +456,7 @@ impl Keys {
         let provider = self.provider(key.provider())?.clone();
         let batch = Batch {
             right,
+            principal: principal(caller),
             provider,
             require_secretmem: self.require_secretmem,
             calls,
@@ -523,6 +546,15 @@ fn record(operation: Operation, caller: Caller, subject: &Subject, key: &KeyRef)
         key: Some(key.to_string()),
         context: subject.context.clone(),
         ..Record::of(operation, caller)
+    }
+}
+
+/// In whose name a key service is asked: what the daemon goes on with by itself was allowed to whoever began it.
+fn principal(caller: Caller) -> Principal {
+    if caller == Daemon::itself() {
+        Principal::Daemon
+    } else {
+        Principal::Uid(caller.uid)
     }
 }
 

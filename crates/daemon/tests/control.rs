@@ -389,6 +389,7 @@ async fn each_right_opens_its_own_calls_only() {
         client
             .create_key(&api::CreateKey {
                 key: "local:k".into(),
+                origin: sealvol_control::keychild::Origin::Local,
             })
             .await
             .expect_err("administer"),

@@ -120,6 +120,7 @@ async fn carry_out_one<S: KeyService>(
             Done::ImportParameters(made.await?)
         }
         Call::ListKeys => Done::ListKeys(service.list_keys().await?),
+        Call::Policy { key } => Done::Policy(service.policy(key).await?),
         Call::Rewrap {
             key,
             wrapped,
@@ -136,6 +137,15 @@ async fn carry_out_one<S: KeyService>(
                 .rewrap(&from, new_key, &checked(new_context)?)
                 .await?;
             Done::Rewrap(bounded(rewrapped)?)
+        }
+        Call::SetPolicy {
+            key,
+            policy,
+            bypass_lockout_check,
+        } => {
+            let set = service.set_policy(key, policy.as_deref(), *bypass_lockout_check);
+            set.await?;
+            Done::SetPolicy
         }
         Call::Tend => Done::Tend(service.tend().await?),
         Call::Unwrap {
@@ -209,7 +219,9 @@ fn name(call: &Call) -> &'static str {
         Call::ImportMaterial { .. } => "ImportKeyMaterial",
         Call::ImportParameters { .. } => "GetParametersForImport",
         Call::ListKeys => "ListKeys",
+        Call::Policy { .. } => "GetKeyPolicy",
         Call::Rewrap { .. } => "Rewrap",
+        Call::SetPolicy { .. } => "PutKeyPolicy",
         Call::Tend => "Tend",
         Call::Unwrap { .. } => "Unwrap",
     }

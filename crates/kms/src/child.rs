@@ -199,6 +199,8 @@ fn execute(
                 relied_on: batch.relied_on.as_ref(),
                 accept_table: batch.right == Right::Administer
                     && batch.calls.first() == Some(&Call::AcceptTable),
+                principal: batch.principal,
+                right: batch.right,
                 clock: Box::new(SystemClock),
             };
             run_calls(Local::open(opening, &memory), &memory, batch)?

@@ -132,6 +132,12 @@ pub trait KeyService {
     /// Tells all keys, by name.
     fn list_keys(&self) -> impl Future<Output = Result<Vec<KeyDescription>, Refusal>>;
 
+    /// The policy of a key, as text.
+    fn policy(&self, _key: &str) -> impl Future<Output = Result<Option<String>, Refusal>> {
+        let call = "GetKeyPolicy";
+        async move { Err(Refusal::Unsupported { call }) }
+    }
+
     /// Wraps the same volume key under the latest version of another (or the same) key. Nobody gets
     /// its plaintext.
     fn rewrap(
@@ -140,6 +146,17 @@ pub trait KeyService {
         key: &str,
         context: &EncryptionContext,
     ) -> impl Future<Output = Result<Wrapped, Refusal>>;
+
+    /// Gives a key another policy, or none.
+    fn set_policy(
+        &self,
+        _key: &str,
+        _policy: Option<&str>,
+        _bypass_lockout_check: bool,
+    ) -> impl Future<Output = Result<(), Refusal>> {
+        let call = "PutKeyPolicy";
+        async move { Err(Refusal::Unsupported { call }) }
+    }
 
     /// What the table of keys is known by, if the service keeps one here.
     fn table_state(&self) -> Option<TableState> {

@@ -26,6 +26,7 @@ mod lifecycle;
 mod master_key;
 mod opening;
 pub(crate) mod place;
+mod policy;
 mod schema;
 mod table;
 mod unwrapping;
@@ -38,8 +39,8 @@ use std::sync::Arc;
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
     ALIAS_PREFIX, AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, KeyState,
-    Lifecycle, LocalService, MasterKey, Origin, TableState, Tended, Wrapped, WrappingAlgorithm,
-    WrappingKeySpec,
+    Lifecycle, LocalService, MasterKey, Origin, Principal, Right, TableState, Tended, Wrapped,
+    WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
@@ -73,6 +74,8 @@ pub struct Local {
     memory: Arc<KeyMemory>,
     clock: Box<dyn Clock>,
     accepted: bool,
+    principal: Principal,
+    right: Right,
     /// What the database says, and SQLite's number of that state.
     table: RefCell<(i64, Rc<Table>)>,
 }
@@ -91,6 +94,10 @@ pub struct Opening<'a> {
     pub relied_on: Option<&'a TableState>,
     /// Go on from an older table all the same: it counts as newer from then on.
     pub accept_table: bool,
+    /// In whose name it is used.
+    pub principal: Principal,
+    /// Under which right.
+    pub right: Right,
     /// Where the time comes from.
     pub clock: Box<dyn Clock>,
 }
@@ -181,6 +188,8 @@ impl Local {
             memory: Arc::clone(memory),
             clock: opening.clock,
             accepted: opening.accept_table,
+            principal: opening.principal,
+            right: opening.right,
             table: RefCell::new(table),
         };
         let table = Rc::clone(&local.table.borrow().1);
@@ -256,9 +265,16 @@ impl Local {
         })
     }
 
-    /// The key that `key` names, if it may be used.
-    fn usable<'t>(&self, table: &'t Table, key: &str) -> Result<&'t Key, Refusal> {
+    /// The key that `key` names, if the principal may use it so and its state allows it.
+    fn usable<'t>(
+        &self,
+        table: &'t Table,
+        key: &str,
+        action: Right,
+        context: &EncryptionContext,
+    ) -> Result<&'t Key, Refusal> {
         let found = self.find_in(table, key)?;
+        self.permit(found, action, Some(context))?;
         self.check_usable(found)?;
         Ok(found)
     }
@@ -287,10 +303,11 @@ impl Local {
     fn open_wrapped(
         &self,
         wrapped: &WrappedUnder<'_>,
+        action: Right,
         memory: &Arc<KeyMemory>,
     ) -> Result<Unwrapped, Refusal> {
         let table = self.table()?;
-        let row = self.usable(&table, wrapped.key)?;
+        let row = self.usable(&table, wrapped.key, action, wrapped.context)?;
         let key = || self.reference(wrapped.key);
         let changed = |error| match error {
             WrapError::Locked(error) => Refusal::LockedMemory(error),
@@ -450,7 +467,7 @@ impl KeyService for Local {
 
     async fn generate(&self, key: &str, context: &EncryptionContext) -> Result<Wrapped, Refusal> {
         let table = self.table()?;
-        let row = self.usable(&table, key)?;
+        let row = self.usable(&table, key, Right::Create, context)?;
         let volume_key = VolumeKey::generate(&self.memory).map_err(key_error)?;
         self.wrap(row, &volume_key, context)
     }
@@ -484,6 +501,10 @@ impl KeyService for Local {
         Ok(table.keys.iter().map(|key| self.description(key)).collect())
     }
 
+    async fn policy(&self, key: &str) -> Result<Option<String>, Refusal> {
+        self.policy_of(key)
+    }
+
     async fn rewrap(
         &self,
         from: &WrappedUnder<'_>,
@@ -491,9 +512,18 @@ impl KeyService for Local {
         context: &EncryptionContext,
     ) -> Result<Wrapped, Refusal> {
         let table = self.table()?;
-        let row = self.usable(&table, key)?;
-        let opened = self.open_wrapped(from, &self.memory)?;
+        let row = self.usable(&table, key, self.right, context)?;
+        let opened = self.open_wrapped(from, self.right, &self.memory)?;
         self.wrap(row, &opened.volume_key, context)
+    }
+
+    async fn set_policy(
+        &self,
+        key: &str,
+        policy: Option<&str>,
+        bypass_lockout_check: bool,
+    ) -> Result<(), Refusal> {
+        self.put_policy(key, policy, bypass_lockout_check)
     }
 
     fn table_state(&self) -> Option<TableState> {
@@ -514,7 +544,7 @@ impl KeyService for Local {
         wrapped: &WrappedUnder<'_>,
         memory: &Arc<KeyMemory>,
     ) -> Result<Unwrapped, Refusal> {
-        self.open_wrapped(wrapped, memory)
+        self.open_wrapped(wrapped, Right::Attach, memory)
     }
 }
 

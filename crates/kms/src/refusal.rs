@@ -85,6 +85,8 @@ pub enum Refusal {
     LockedMemory(#[from] LockedError),
     #[error("{}: still holds material of a key that was destroyed", path.display())]
     MaterialLeft { path: PathBuf },
+    #[error("{reason}")]
+    MalformedPolicy { reason: String },
     #[error("the key database is sealed by {sealed_by}, but the configuration names {configured}")]
     MasterKeyKind {
         sealed_by: &'static str,
@@ -128,6 +130,12 @@ pub enum Refusal {
     PendingDeletion { key: String },
     #[error("key {key}: is pending import")]
     PendingImport { key: String },
+    #[error("key {key}: its policy does not allow user {uid} to {}", word(*action))]
+    PolicyDenies {
+        key: String,
+        uid: u32,
+        action: Right,
+    },
     #[error("key {key}: was rotated on demand as often as is possible")]
     RotatedTooOften { key: String },
     #[error(transparent)]
@@ -330,6 +338,11 @@ impl Refusal {
                 "MaterialLeft",
                 "the key is gone from the table; overwrite and remove what is left of the file's former content",
             ),
+            Self::MalformedPolicy { .. } => (
+                CallerBug,
+                "MalformedPolicyDocumentException",
+                "correct the policy (docs/key-services.md)",
+            ),
             Self::MasterKeyKind { .. } => (
                 CallerBug,
                 "MasterKeyKind",
@@ -401,6 +414,11 @@ impl Refusal {
                 KeyUnusable,
                 INVALID_STATE,
                 "import its material: sealvol key import-parameters, then sealvol key import",
+            ),
+            Self::PolicyDenies { .. } => (
+                NotPermitted,
+                "AccessDeniedException",
+                "ask whoever administers the key to allow it: sealvol key policy set",
             ),
             Self::RotatedTooOften { .. } => (
                 NotPermitted,
@@ -508,6 +526,14 @@ impl Refusal {
     #[must_use]
     pub fn class(&self) -> FailureClass {
         self.verdict().0
+    }
+}
+
+fn word(right: Right) -> &'static str {
+    match right {
+        Right::Administer => "administer it",
+        Right::Attach => "attach what it wraps",
+        Right::Create => "create under it",
     }
 }
 

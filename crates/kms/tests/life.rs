@@ -8,8 +8,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use sealvol_control::keychild::{
-    KeyChange, KeyDescription, KeyFailure, KeyState, LocalService, MasterKey, Origin,
-    WrappingAlgorithm, WrappingKeySpec,
+    KeyChange, KeyDescription, KeyFailure, KeyState, LocalService, MasterKey, Origin, Principal,
+    Right, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::EncryptionContext;
 use sealvol_crypto::locked::{KeyMemory, Policy};
@@ -84,6 +84,8 @@ impl Host {
             passphrase: None,
             relied_on: None,
             accept_table: false,
+            principal: Principal::Daemon,
+            right: Right::Administer,
             clock: Box::new(self.clocks.clone()),
         };
         Local::open(opening, &self.memory).expect("opened")

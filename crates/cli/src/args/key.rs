@@ -114,6 +114,9 @@ pub(crate) enum Key {
         #[arg(value_name = "KEYREF")]
         key: String,
     },
+    /// Who may use a key, and for what
+    #[command(subcommand)]
+    Policy(Policy),
     /// Second names of keys
     #[command(subcommand)]
     Alias(Alias),
@@ -175,6 +178,34 @@ fn rewrap_when() -> impl TypedValueParser<Value = RewrapWhen> {
         "on-rotate" => RewrapWhen::OnRotate,
         _ => RewrapWhen::Never,
     })
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policy {
+    /// Show the policy of a key, as JSON
+    Show {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+    },
+    /// Give a key another policy: what it does not allow is denied
+    ///
+    /// Whoever sets it must be allowed to administer the key by it, so that it can be changed again.
+    #[command(group(ArgGroup::new("policy").required(true)))]
+    Set {
+        /// PROVIDER:KEY
+        #[arg(value_name = "KEYREF")]
+        key: String,
+        /// The policy, in JSON
+        #[arg(long, value_name = "FILE", group = "policy")]
+        file: Option<PathBuf>,
+        /// No policy: whoever holds a right by the daemon's configuration may use the key
+        #[arg(long, group = "policy")]
+        none: bool,
+        /// Also if you could not set another one after it: only root could, then
+        #[arg(long)]
+        bypass_lockout_check: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -87,6 +87,26 @@ pub struct KeyList {
     pub keys: Vec<Key>,
 }
 
+/// Ask for another policy of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetKeyPolicy {
+    /// The policy, as [`crate::keychild::Policy`] has it, as text; none: the daemon's rights decide alone.
+    pub policy: Option<String>,
+    /// Also if the caller could not set another one after it.
+    #[serde(default)]
+    pub bypass_lockout_check: bool,
+}
+
+/// The policy of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyPolicy {
+    /// `PROVIDER:KEY`.
+    pub key: String,
+    /// The policy; none: the daemon's rights decide alone.
+    pub policy: Option<serde_json::Value>,
+}
+
 /// Ask for a new alias.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

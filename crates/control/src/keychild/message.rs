@@ -17,6 +17,7 @@ use super::lifecycle::{
     AliasChange, AliasChanged, KeyChange, KeyState, Lifecycle, TableState, Tended,
 };
 use super::pkcs11::Pkcs11Service;
+use super::policy::Principal;
 use super::tpm2::Tpm2Service;
 use super::transit::TransitService;
 
@@ -37,6 +38,8 @@ pub const WRAPPED_MAX: usize = 6144;
 pub struct Batch {
     /// What the caller of the control API may do; the child refuses calls beyond it.
     pub right: Right,
+    /// In whose name: what the policy of a key is asked about.
+    pub principal: Principal,
     /// The one provider that is used.
     pub provider: Provider,
     /// Refuse to hold keys in `mlock` memory where `memfd_secret` is missing.
@@ -56,10 +59,11 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Tend`, `AcceptTable` | no | no | yes |
+/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
-/// So whoever creates a volume never sees its key, and whoever attaches one cannot make another.
+/// So whoever creates a volume never sees its key, and whoever attaches one cannot make another. The policy of a key, if it has
+/// one, has to allow the principal the same right for that key besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Right {
@@ -82,6 +86,8 @@ impl Right {
             | Call::CreateKey { .. }
             | Call::ImportMaterial { .. }
             | Call::ImportParameters { .. }
+            | Call::Policy { .. }
+            | Call::SetPolicy { .. }
             | Call::Tend => self == Self::Administer,
             Call::Describe { .. } | Call::ListKeys => true,
             Call::Generate { .. } => self == Self::Create,
@@ -241,6 +247,11 @@ pub enum Call {
     },
     /// Tell all keys.
     ListKeys,
+    /// Tell the policy of a key.
+    Policy {
+        /// The key.
+        key: String,
+    },
     /// Wrap the same volume key under another key, key version or context. Its plaintext leaves
     /// the child in no form.
     Rewrap {
@@ -255,6 +266,15 @@ pub enum Call {
         new_key: String,
         /// What it is to be bound to.
         new_context: Context,
+    },
+    /// Give a key another policy, or none: then the right of the caller decides alone.
+    SetPolicy {
+        /// The key.
+        key: String,
+        /// What [`Policy`](super::Policy) understands; none: no policy.
+        policy: Option<String>,
+        /// Also if the caller could not set another one after it.
+        bypass_lockout_check: bool,
     },
     /// Do what is due by now (automatic rotation), tell what else is, and count the time that the host has run.
     Tend,
@@ -315,8 +335,12 @@ pub enum Done {
     ImportParameters(ImportParameters),
     /// All keys, by name.
     ListKeys(Vec<KeyDescription>),
+    /// The policy; none: there is none.
+    Policy(Option<String>),
     /// The same volume key, wrapped anew.
     Rewrap(Wrapped),
+    /// The policy is set.
+    SetPolicy,
     /// What was due.
     Tend(Tended),
     /// The plaintext is the next 64 bytes on the key socket.
@@ -344,7 +368,9 @@ impl Done {
                 | (Self::ImportMaterial(_), Call::ImportMaterial { .. })
                 | (Self::ImportParameters(_), Call::ImportParameters { .. })
                 | (Self::ListKeys(_), Call::ListKeys)
+                | (Self::Policy(_), Call::Policy { .. })
                 | (Self::Rewrap(_), Call::Rewrap { .. })
+                | (Self::SetPolicy, Call::SetPolicy { .. })
                 | (Self::Tend(_), Call::Tend)
                 | (Self::Unwrap { .. }, Call::Unwrap { .. })
         )

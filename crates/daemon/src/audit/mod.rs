@@ -44,6 +44,9 @@ pub(crate) struct Record {
     /// The key that wrapped it before, if it was wrapped anew; that an alias meant before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// The policy of a key-encryption key, as it was set; `none`: the rights of the configuration decide alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Days: of a waiting period or between two rotations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub days: Option<u32>,
@@ -136,6 +139,8 @@ pub(crate) enum Operation {
     Rewrap,
     /// A key-encryption key is to be destroyed when its waiting period is over.
     ScheduleKeyDeletion,
+    /// A key-encryption key has another policy.
+    SetKeyPolicy,
     /// A key-encryption key is rotated by itself from now on, or not any more.
     SetKeyRotation,
     /// Wrapped keys were overwritten.
@@ -160,6 +165,7 @@ impl Record {
             key: None,
             alias: None,
             from: None,
+            policy: None,
             days: None,
             key_version: None,
             context: BTreeMap::new(),

@@ -64,6 +64,8 @@ enum Route {
     ShowKeySet(KeySetName),
     UpdateKeySet(KeySetName),
     DeleteKeySet(KeySetName),
+    KeyPolicy(String),
+    SetKeyPolicy(String),
     ImportParameters(String),
     ImportKeyMaterial(String),
     ListAliases(Option<String>),
@@ -118,6 +120,8 @@ impl Route {
             | Self::UpdateKeySet(_)
             | Self::DeleteKeySet(_)
             | Self::ChangeKey(_)
+            | Self::KeyPolicy(_)
+            | Self::SetKeyPolicy(_)
             | Self::ImportParameters(_)
             | Self::ImportKeyMaterial(_)
             | Self::CreateAlias
@@ -258,6 +262,10 @@ async fn carry_out(
             json(&daemon.update_key_set(caller, name, message(body)?).await?)
         }
         Route::DeleteKeySet(name) => json(&daemon.delete_key_set(caller, name).await?),
+        Route::KeyPolicy(key) => json(&daemon.key_policy(caller, &key).await?),
+        Route::SetKeyPolicy(key) => {
+            json(&daemon.set_key_policy(caller, &key, message(body)?).await?)
+        }
         Route::ImportParameters(key) => json(
             &daemon
                 .import_parameters(caller, &key, message_or_default(body)?)
@@ -341,6 +349,8 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["key-sets", name] if delete => Route::DeleteKeySet(name.parse()?),
         ["key-sets", name, "update"] if post => Route::UpdateKeySet(name.parse()?),
         ["keys", key, "import-parameters"] if post => Route::ImportParameters(key.to_owned()),
+        ["keys", key, "policy"] if get => Route::KeyPolicy(key.to_owned()),
+        ["keys", key, "policy"] if post => Route::SetKeyPolicy(key.to_owned()),
         ["keys", key, "import"] if post => Route::ImportKeyMaterial(key.to_owned()),
         ["aliases"] if get => Route::ListAliases(parameter(query, "provider")?),
         ["aliases"] if post => Route::CreateAlias,

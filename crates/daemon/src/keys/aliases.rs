@@ -50,7 +50,7 @@ impl Keys {
             change,
         };
         let answer = self
-            .ask(Right::Administer, alias, call, Attempts::One)
+            .ask(caller, Right::Administer, alias, call, Attempts::One)
             .await;
         let changed = answer.and_then(|(done, _)| match done {
             Done::ChangeAlias(changed) => Ok(changed),

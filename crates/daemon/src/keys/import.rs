@@ -28,7 +28,9 @@ impl Keys {
             spec,
             algorithm,
         };
-        let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
+        let answer = self
+            .ask(caller, Right::Administer, key, call, Attempts::One)
+            .await;
         let made = answer.and_then(|(done, _)| match done {
             Done::ImportParameters(made) => Ok(made),
             other => Err(mismatched(&other)),
@@ -58,7 +60,9 @@ impl Keys {
             token,
             expires,
         };
-        let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
+        let answer = self
+            .ask(caller, Right::Administer, key, call, Attempts::One)
+            .await;
         let imported = answer.and_then(|(done, _)| match done {
             Done::ImportMaterial(description) => Ok(description),
             other => Err(mismatched(&other)),

@@ -48,7 +48,9 @@ impl Keys {
             key: key.key().to_owned(),
             change,
         };
-        let answer = self.ask(Right::Administer, key, call, Attempts::One).await;
+        let answer = self
+            .ask(caller, Right::Administer, key, call, Attempts::One)
+            .await;
         let changed = answer.and_then(|(done, _)| match done {
             Done::Change(description) => Ok(description),
             other => Err(mismatched(&other)),
@@ -75,7 +77,7 @@ impl Keys {
     ) -> Result<Vec<KeyDescription>, Error> {
         let whole = KeyRef::new(provider, "*")?;
         let (done, _) = self
-            .ask(Right::Administer, &whole, Call::Tend, Attempts::One)
+            .ask(caller, Right::Administer, &whole, Call::Tend, Attempts::One)
             .await?;
         let Done::Tend(tended) = done else {
             return Err(mismatched(&done));
@@ -114,7 +116,13 @@ impl Keys {
     ) -> Result<TableState, Error> {
         let whole = KeyRef::new(provider, "*")?;
         let asked = self
-            .ask(Right::Administer, &whole, Call::AcceptTable, Attempts::One)
+            .ask(
+                caller,
+                Right::Administer,
+                &whole,
+                Call::AcceptTable,
+                Attempts::One,
+            )
             .await;
         let accepted = asked.and_then(|(_, answer)| {
             let none = || Error::Internal("the key child told no table of keys".to_owned());

@@ -22,6 +22,7 @@ mod keys;
 mod limit;
 mod merge;
 mod on_revoke;
+mod policy;
 mod provided;
 mod recover;
 mod rekey;

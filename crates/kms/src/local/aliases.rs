@@ -12,7 +12,9 @@
 //! What always holds: an alias means a key that exists, for it goes with its key; nothing that was wrapped remembers an alias.
 
 use rusqlite::{Transaction, params};
-use sealvol_control::keychild::{ALIAS_PREFIX, ALIASES_MAX, AliasChange, AliasChanged, KeyState};
+use sealvol_control::keychild::{
+    ALIAS_PREFIX, ALIASES_MAX, AliasChange, AliasChanged, KeyState, Right,
+};
 
 use super::table::{Key, Table, signed};
 use super::{Local, NAME_MAX, id_text};
@@ -27,6 +29,9 @@ impl Local {
         check_alias(alias)?;
         self.change(|transaction, table, now| {
             let former = with_alias(table, alias);
+            if let Some(former) = former {
+                self.permit(former, Right::Administer, None)?;
+            }
             let target = match change {
                 AliasChange::Create { key } => {
                     let taken = table.keys.iter().any(|key| key.name == alias);
@@ -82,6 +87,7 @@ impl Local {
         former: Option<&Key>,
     ) -> Result<&'t Key, Refusal> {
         let key = self.find_key_in(table, key)?;
+        self.permit(key, Right::Administer, None)?;
         if key.state == KeyState::PendingDeletion {
             return Err(self.in_state(key));
         }

@@ -17,7 +17,7 @@
 use rusqlite::{OptionalExtension as _, Transaction, params};
 use sealvol_control::keychild::{
     IMPORT_BYTES_MAX, IMPORT_SECONDS, ImportParameters, KeyChange, KeyDescription, KeyState,
-    MATERIAL_DAYS_MAX, Origin, WrappingAlgorithm, WrappingKeySpec,
+    MATERIAL_DAYS_MAX, Origin, Right, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::{KeyEncryptionKey, constant_time_eq};
 
@@ -121,6 +121,7 @@ impl Local {
         let id = {
             let table = self.table()?;
             let key = self.find_key_in(&table, key)?;
+            self.permit(key, Right::Administer, None)?;
             self.check_state(key, &KeyChange::DeleteMaterial)?;
             key.id
         };
@@ -197,6 +198,7 @@ impl Local {
         call: &'static str,
     ) -> Result<&'t Key, Refusal> {
         let key = self.find_key_in(table, key)?;
+        self.permit(key, Right::Administer, None)?;
         if key.external.is_none() {
             return Err(self.wrong_origin(key, call));
         }

@@ -43,7 +43,7 @@
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
     DELETION_WINDOW, KeyChange, KeyDescription, KeyState, ROTATION_PERIOD, ROTATIONS_ON_DEMAND_MAX,
-    Tended,
+    Right, Tended,
 };
 use sealvol_crypto::KeyEncryptionKey;
 
@@ -66,6 +66,7 @@ impl Local {
         }
         let id = self.change(|transaction, table, now| {
             let key = self.find_key_in(table, key)?;
+            self.permit(key, Right::Administer, None)?;
             self.check_state(key, change)?;
             self.apply(transaction, key, change, now)?;
             Ok(key.id)
@@ -274,6 +275,7 @@ impl Local {
             self.forget_aliases(transaction, &id)?;
             for sql in [
                 "DELETE FROM external_keys WHERE key_id = ?1",
+                "DELETE FROM policies WHERE key_id = ?1",
                 "DELETE FROM versions WHERE key_id = ?1",
                 "DELETE FROM keys WHERE id = ?1",
             ] {
@@ -287,6 +289,7 @@ impl Local {
     fn begin_destruction(&self, key: &str) -> Result<([u8; 16], Vec<Vec<u8>>), Refusal> {
         self.change(|transaction, table, now| {
             let key = self.find_key_in(table, key)?;
+            self.permit(key, Right::Administer, None)?;
             self.check_state(key, &KeyChange::Destroy)?;
             if !is_over(key.deletion, now) {
                 let key = self.reference(&key.name);
@@ -355,7 +358,7 @@ mod tests {
     use std::io;
     use std::path::Path;
 
-    use sealvol_control::keychild::{LocalService, MasterKey, Origin};
+    use sealvol_control::keychild::{LocalService, MasterKey, Origin, Principal};
     use sealvol_crypto::locked::{KeyMemory, Policy};
 
     use super::super::Opening;
@@ -392,6 +395,8 @@ mod tests {
             passphrase: None,
             relied_on: None,
             accept_table: false,
+            principal: Principal::Daemon,
+            right: Right::Administer,
             clock: Box::new(Day(day)),
         };
         let policy = Policy {

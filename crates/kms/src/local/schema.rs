@@ -1,13 +1,13 @@
 //! The tables, and how those of an earlier format become those of this one. `LOCAL.md` says what is in them.
 
 /// Version of the format.
-pub(super) const FORMAT: i64 = 4;
+pub(super) const FORMAT: i64 = 5;
 
 /// What a new database is made with.
-pub(super) const SCHEMA: [&str; 3] = [KEYS, ALIASES, IMPORTS];
+pub(super) const SCHEMA: [&str; 4] = [KEYS, ALIASES, IMPORTS, POLICIES];
 
 /// What each format is brought to the next one by; the number is that of the former.
-pub(super) const STEPS: [(i64, &str); 3] = [(1, FROM_1), (2, ALIASES), (3, IMPORTS)];
+pub(super) const STEPS: [(i64, &str); 4] = [(1, FROM_1), (2, ALIASES), (3, IMPORTS), (4, POLICIES)];
 
 const KEYS: &str = "
 CREATE TABLE meta (
@@ -77,6 +77,14 @@ CREATE TABLE import_keys (
 ) STRICT;
 ";
 
+/// New in format 5.
+const POLICIES: &str = "
+CREATE TABLE policies (
+    key_id BLOB PRIMARY KEY REFERENCES keys (id),
+    policy TEXT NOT NULL
+) STRICT;
+";
+
 /// What makes format 2 of format 1, in which nothing was authenticated and keys had one version.
 const FROM_1: &str = "
 ALTER TABLE meta ADD COLUMN changes INTEGER NOT NULL DEFAULT 0;
@@ -114,7 +122,7 @@ ALTER TABLE versions_2 RENAME TO versions;
 
 /// What the MAC covers, in this order, and since which format: every column but the MAC itself and the sealed material, which is
 /// authenticated by what seals it.
-pub(super) const COVERED: [(i64, &str, &str); 6] = [
+pub(super) const COVERED: [(i64, &str, &str); 7] = [
     (
         2,
         "meta",
@@ -146,5 +154,10 @@ pub(super) const COVERED: [(i64, &str, &str); 6] = [
         4,
         "import_keys",
         "SELECT key_id, id, algorithm, expires_wall, expires_counted FROM import_keys ORDER BY key_id",
+    ),
+    (
+        5,
+        "policies",
+        "SELECT key_id, policy FROM policies ORDER BY key_id",
     ),
 ];

@@ -46,6 +46,8 @@ pub(super) struct Key {
     pub(super) external: Option<External>,
     /// How material for it can be imported now.
     pub(super) import_key: Option<ImportKey>,
+    /// Who may use it; none: whoever may ask.
+    pub(super) policy: Option<String>,
 }
 
 /// The material of a key whose material is imported.
@@ -165,6 +167,9 @@ impl Table {
         if format >= 4 {
             read_imports(connection, &mut keys)?;
         }
+        if format >= 5 {
+            read_policies(connection, &mut keys)?;
+        }
         connection.query_row(
             "SELECT changes, counted, seen_boot, seen_running, seen_wall, mac FROM meta",
             [],
@@ -234,6 +239,14 @@ fn read_imports(connection: &Connection, keys: &mut [Key]) -> rusqlite::Result<(
     Ok(())
 }
 
+fn read_policies(connection: &Connection, keys: &mut [Key]) -> rusqlite::Result<()> {
+    let mut policy = connection.prepare_cached("SELECT policy FROM policies WHERE key_id = ?1")?;
+    for key in keys {
+        key.policy = policy.query_row([key.id], |row| row.get(0)).optional()?;
+    }
+    Ok(())
+}
+
 /// Each table's name and number of rows, then each column: a letter for its kind, its length, its bytes. Numbers are u64 and
 /// i64, big-endian.
 fn message(connection: &Connection, format: i64) -> rusqlite::Result<Vec<u8>> {
@@ -288,6 +301,7 @@ fn key(row: &Row<'_>) -> rusqlite::Result<Key> {
         aliases: Vec::new(),
         external: None,
         import_key: None,
+        policy: None,
     })
 }
 

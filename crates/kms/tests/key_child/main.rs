@@ -23,6 +23,7 @@ mod place;
 #[path = "../../../../tests/src/plain_http.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod plain_http;
+mod policy;
 mod proxy;
 mod secrecy;
 #[path = "../../../../tests/src/softhsm.rs"]

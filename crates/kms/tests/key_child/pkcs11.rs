@@ -18,6 +18,7 @@ use crate::subject::{answer, call, opened, wrapped};
 async fn asked(service: &Pkcs11Service, right: Right, call: Call) -> CallResult {
     let batch = Batch {
         right,
+        principal: sealvol_control::keychild::Principal::Daemon,
         provider: provider(service.clone()),
         require_secretmem: false,
         calls: vec![call],

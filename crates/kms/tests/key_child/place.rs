@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use sealvol_control::keychild::{
     AliasChange, Answer, Batch, Call, CallResult, Context, Done, FailureClass, ImportParameters,
-    KeyChange, KeyChild, KeyFailure, LocalService, MasterKey, Origin, Provider, Right, Service,
-    Wrapped, WrappingAlgorithm, WrappingKeySpec,
+    KeyChange, KeyChild, KeyFailure, LocalService, MasterKey, Origin, Principal, Provider, Right,
+    Service, Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::VolumeKey;
 use sealvol_crypto::locked::{KeyMemory, Policy};
@@ -67,6 +67,7 @@ impl Place {
         };
         Batch {
             right,
+            principal: Principal::Daemon,
             provider,
             require_secretmem: false,
             calls,
@@ -160,6 +161,16 @@ impl Place {
         let mut answer = self.answer(Right::Attach, vec![call]).await;
         answer.results.remove(0)?;
         Ok(VolumeKey::read_from(&memory(), &mut answer.keys).expect("64 bytes follow"))
+    }
+
+    /// A call in the name of a user.
+    pub(crate) async fn call_as(&self, uid: u32, right: Right, call: Call) -> CallResult {
+        let batch = Batch {
+            principal: Principal::Uid(uid),
+            ..self.batch(right, vec![call])
+        };
+        let mut answer = child().call(&batch).await.expect("the child replies");
+        answer.results.remove(0)
     }
 
     pub(crate) async fn refusal(&self, right: Right, call: Call) -> (FailureClass, String) {

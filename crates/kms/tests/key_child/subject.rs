@@ -4,8 +4,8 @@ use std::io;
 use std::thread;
 
 use sealvol_control::keychild::{
-    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyFailure, Provider,
-    Right, Service, Wrapped,
+    Answer, Batch, Call, CallResult, Context, Done, FailureClass, KeyChange, KeyFailure, Principal,
+    Provider, Right, Service, Wrapped,
 };
 use sealvol_crypto::{Commitment, VolumeKey};
 use sealvol_kms::KeyService as _;
@@ -75,6 +75,8 @@ fn lead(place: &Place, key: &str, change: KeyChange, days: u64) {
             passphrase: None,
             relied_on: None,
             accept_table: false,
+            principal: Principal::Daemon,
+            right: Right::Administer,
             clock: Box::new(Later(days)),
         };
         let local = Local::open(opening, &memory()).expect("opened");
@@ -91,6 +93,7 @@ fn lead(place: &Place, key: &str, change: KeyChange, days: u64) {
 pub(crate) async fn answer(subject: &impl Subject, right: Right, calls: Vec<Call>) -> Answer {
     let batch = Batch {
         right,
+        principal: Principal::Daemon,
         provider: subject.provider(),
         require_secretmem: false,
         calls,

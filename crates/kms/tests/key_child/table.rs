@@ -168,7 +168,7 @@ fn make_format_1(place: &Place) {
     let connection = rusqlite::Connection::open(place.database()).unwrap();
     connection
         .execute_batch(
-            "DROP TABLE import_keys; DROP TABLE external_keys; DROP TABLE aliases;
+            "DROP TABLE policies; DROP TABLE import_keys; DROP TABLE external_keys; DROP TABLE aliases;
              CREATE TABLE meta_1 AS SELECT one, 1 AS format, id, created, master_key, argon2_salt, argon2_memory, \
                  argon2_passes, argon2_lanes, master_check FROM meta;
              CREATE TABLE keys_1 (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, created INTEGER NOT NULL) STRICT;
@@ -209,7 +209,12 @@ impl Place {
     /// The tables as an earlier format had them, whose MAC is to be made anew.
     pub(crate) fn make_format(&self, format: u32) {
         let connection = rusqlite::Connection::open(self.database()).unwrap();
-        for (since, table) in [(4, "import_keys"), (4, "external_keys"), (3, "aliases")] {
+        for (since, table) in [
+            (5, "policies"),
+            (4, "import_keys"),
+            (4, "external_keys"),
+            (3, "aliases"),
+        ] {
             if since > format {
                 let sql = format!("DROP TABLE {table}");
                 connection.execute_batch(&sql).unwrap();
@@ -279,6 +284,25 @@ async fn a_database_of_the_third_format_keeps_its_aliases() {
     let call = unwrap("alias/b", &blob, &context("1"));
     place.unwrap(call).await.expect("taken over");
     place.create_external_key("own").await;
+}
+
+#[tokio::test]
+async fn the_keys_of_a_database_of_the_fourth_format_have_no_policy_yet() {
+    let place = Place::with_default_key().await;
+    place.create_external_key("own").await;
+    place.import("own", 1).await.unwrap();
+    place.make_format(4);
+    place.sql("UPDATE external_keys SET expires_wall = 1, expires_counted = 1");
+    let refusal = place.refusal(Right::Attach, Call::ListKeys).await;
+    assert_eq!(refusal, (TAMPER, "TableChanged".to_owned()));
+    place.sql("UPDATE external_keys SET expires_wall = NULL, expires_counted = NULL");
+    place.mac_anew(4);
+    place.generate("own", &context("1")).await;
+    let call = Call::Policy {
+        key: "own".to_owned(),
+    };
+    let told = place.call(Right::Administer, call).await;
+    assert_eq!(told, Ok(sealvol_control::keychild::Done::Policy(None)));
 }
 
 /// What `tests/table_mac.py` says of a database.

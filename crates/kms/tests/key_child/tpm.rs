@@ -55,6 +55,7 @@ impl Tpm {
 pub(crate) async fn asked(service: &Tpm2Service, right: Right, call: Call) -> CallResult {
     let batch = Batch {
         right,
+        principal: sealvol_control::keychild::Principal::Daemon,
         provider: provider(service.clone()),
         require_secretmem: false,
         calls: vec![call],

@@ -241,6 +241,18 @@ fn every_documented_call_is_routed_with_its_right() {
             Some(Right::Administer),
         ),
         (
+            Method::GET,
+            "/v1/keys/local:k/policy".into(),
+            Route::KeyPolicy("local:k".into()),
+            Some(Right::Administer),
+        ),
+        (
+            Method::POST,
+            "/v1/keys/local:k/policy".into(),
+            Route::SetKeyPolicy("local:k".into()),
+            Some(Right::Administer),
+        ),
+        (
             Method::POST,
             "/v1/keys/local:k/import".into(),
             Route::ImportKeyMaterial("local:k".into()),
