@@ -31,7 +31,7 @@ use hyper::Method;
 use hyper::header::{AUTHORIZATION, HeaderValue};
 use sealvol_control::keychild::{
     Address, AzureService, FailureClass, Identity, KeyDescription, KeyState, KeyVersion, Lifecycle,
-    Wrapped,
+    Origin, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{
@@ -509,6 +509,7 @@ impl Azure {
             }],
             created,
             algorithm: format!("{} {} {ALGORITHM}", bundle.key.kty, modulus.len() * 8),
+            aliases: Vec::new(),
             creates_without_plaintext: false,
             lifecycle: Lifecycle {
                 deletion: bundle.scheduled_purge,
@@ -587,7 +588,11 @@ impl<'a> Request<'a> {
 }
 
 impl KeyService for Azure {
-    async fn create_key(&self, name: &str) -> Result<KeyDescription, Refusal> {
+    async fn create_key(&self, name: &str, origin: Origin) -> Result<KeyDescription, Refusal> {
+        if origin == Origin::External {
+            let call = "CreateKey with material from elsewhere";
+            return Err(Refusal::Unsupported { call });
+        }
         let key = self.key_id(name)?;
         if key.version.is_some() {
             return Err(Refusal::BadKeyName {

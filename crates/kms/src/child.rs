@@ -132,7 +132,7 @@ fn may_create(batch: &Batch) -> bool {
     let allowed = match &batch.provider.service {
         Service::Local(service) => service.create,
         Service::Tpm2(_) => true,
-        Service::Pkcs11(_) | Service::Transit(_) => false,
+        Service::AzureKv(_) | Service::Pkcs11(_) | Service::Transit(_) => false,
     };
     allowed
         && batch.right == Right::Administer

@@ -164,6 +164,7 @@ impl Pkcs11 {
             said: said.to_owned(),
             subject,
             reason,
+            retry_after: None,
             next_step,
         })
     }

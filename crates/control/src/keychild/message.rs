@@ -128,7 +128,7 @@ impl Service {
     pub fn environment(&self) -> impl Iterator<Item = (&String, &String)> {
         let environment = match self {
             Self::Pkcs11(service) => Some(&service.environment),
-            Self::Local(_) | Self::Tpm2(_) | Self::Transit(_) => None,
+            Self::AzureKv(_) | Self::Local(_) | Self::Tpm2(_) | Self::Transit(_) => None,
         };
         environment.into_iter().flatten()
     }

@@ -102,7 +102,7 @@ impl Turn<'_> {
 fn pin_file(provider: &Provider) -> Option<&Path> {
     match &provider.service {
         Service::Pkcs11(service) => Some(&service.pin_file),
-        Service::Local(_) | Service::Tpm2(_) | Service::Transit(_) => None,
+        Service::AzureKv(_) | Service::Local(_) | Service::Tpm2(_) | Service::Transit(_) => None,
     }
 }
 
@@ -133,6 +133,7 @@ mod tests {
                 provider_error: name.to_owned(),
                 message: "token of provider hsm: refused".to_owned(),
                 next_step: "put the right one there".to_owned(),
+                retry_after_s: None,
             }),
         };
         Answer {

@@ -13,7 +13,7 @@ use super::answer::{Token, Verdict, token_verdict};
 use super::{Azure, outage};
 use crate::http::{Answer, Failure, Question, Server};
 use crate::refusal::Remote;
-use crate::{Refusal, secret_file};
+use crate::{Refusal, credential};
 
 impl Azure {
     /// A header that says that the child is `identity`.
@@ -24,7 +24,7 @@ impl Azure {
                 client_id,
                 secret_file,
             } => {
-                let secret = secret_file::read(secret_file)?;
+                let secret = credential::read(secret_file)?;
                 let question = of_application(tenant, client_id, &secret, &self.service.audience);
                 (&self.authority, question)
             }
@@ -37,7 +37,7 @@ impl Azure {
         let token: Token<'_> = serde_json::from_slice(answer.body.as_ref())
             .map_err(|_| outage(server.address(), "gives no token that is understood"))?;
         let bearer = Zeroizing::new(format!("Bearer {}", token.access_token));
-        secret_file::header(&bearer)
+        credential::header(&bearer)
             .ok_or_else(|| outage(server.address(), "gives a token that no header can hold"))
     }
 

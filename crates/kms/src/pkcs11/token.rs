@@ -71,6 +71,7 @@ impl Token {
                     said: "TokenNotPresent".to_owned(),
                     reason: format!("none is there that {} names", service.token),
                     subject,
+                    retry_after: None,
                     next_step: "plug it in or start it; which are there tells pkcs11-tool --module MODULE -L",
                 });
             }
@@ -85,6 +86,7 @@ impl Token {
                 said: PIN_LOCKED.to_owned(),
                 reason: "another wrong PIN would lock it, so none is given".to_owned(),
                 subject,
+                retry_after: None,
                 next_step: "see that `pin-file` has the right PIN, and log in with it once by hand: \
                             pkcs11-tool --module MODULE --token-label TOKEN --login -O",
             });
@@ -228,6 +230,7 @@ fn unusable(subject: &str, reason: String) -> Remote {
         said: "ValidationException".to_owned(),
         subject: subject.to_owned(),
         reason,
+        retry_after: None,
         next_step: "correct the provider in the configuration",
     }
 }

@@ -144,6 +144,7 @@ pub(super) fn refused(error: &Error, subject: &str) -> Remote {
         said,
         subject: subject.to_owned(),
         reason,
+        retry_after: None,
         next_step,
     }
 }

@@ -148,6 +148,7 @@ pub(super) fn refused(failure: Failure, subject: String) -> Refusal {
         said,
         subject,
         reason,
+        retry_after: None,
         next_step,
     })
 }

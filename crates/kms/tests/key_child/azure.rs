@@ -1,8 +1,8 @@
 //! What is only so of `azure-kv`: its identities and permissions, its versions, dates and deleted keys, and servers that fail.
 
 use sealvol_control::keychild::{
-    AzureService, Call, CallResult, Done, FailureClass, Identity, KeyFailure, KeyState, Provider,
-    Right, UNTRUSTED_SERVER,
+    AzureService, Call, CallResult, Done, FailureClass, Identity, KeyFailure, KeyState, Origin,
+    Provider, Right, UNTRUSTED_SERVER,
 };
 use serde_json::{Value, json};
 
@@ -330,6 +330,7 @@ async fn a_key_is_made_once_and_not_in_the_place_of_a_deleted_one() {
     let vault = Vault::start();
     let create = |name: &str| Call::CreateKey {
         name: name.to_owned(),
+        origin: Origin::Local,
     };
     let refused = call(&vault, Right::Administer, create("new")).await;
     assert_eq!(

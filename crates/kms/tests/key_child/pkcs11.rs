@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use sealvol_control::keychild::{
     Batch, Call, CallResult, Done, FailureClass, KeyChange, KeyDescription, KeyFailure, Landlock,
-    Pkcs11Service, Right, WrapMechanism,
+    Origin, Pkcs11Service, Right, WrapMechanism,
 };
 
 use crate::hsm::{Hsm, provider};
@@ -110,7 +110,7 @@ async fn a_name_that_would_load_code_or_give_a_pin_is_refused_before_a_module_is
                     Right::Administer,
                     Call::CreateKey {
                         name: key.clone(),
-                        origin: sealvol_control::keychild::Origin::Local,
+                        origin: Origin::Local,
                     },
                 ),
             ] {
@@ -371,8 +371,11 @@ async fn keys_are_made_once_under_a_label_and_changed_by_the_tokens_own_tools() 
             "ValidationException",
         ),
     ] {
-        let name = name.to_owned();
-        let refused = call(&hsm, Right::Administer, Call::CreateKey { name }).await;
+        let create = Call::CreateKey {
+            name: name.to_owned(),
+            origin: Origin::Local,
+        };
+        let refused = call(&hsm, Right::Administer, create).await;
         is(&refused.unwrap_err(), class, error);
     }
     for how in [KeyChange::Disable, KeyChange::Enable, KeyChange::Rotate] {
