@@ -380,7 +380,10 @@ fn a_registry_that_knows_of_no_merge_down_is_taken_over_with_its_layers() {
     let (fixture, new) = Fixture::with_volume("v");
     let earlier = &fixture.database.connection;
     earlier
-        .execute_batch("ALTER TABLE layers DROP COLUMN former_parents; PRAGMA user_version = 8")
+        .execute_batch(
+            "ALTER TABLE layers DROP COLUMN former_parents;
+             DROP TABLE key_set_members; DROP TABLE key_sets; PRAGMA user_version = 8",
+        )
         .expect("as version 8 left it");
     let mut fixture = fixture.reopened();
     let top = fixture.top(&new);

@@ -92,7 +92,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("registry.db");
         let earlier = Database::open(&path).expect("made");
-        let version_7 = "DROP TABLE key_tables; PRAGMA user_version = 7";
+        let version_7 = "DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets;
+            ALTER TABLE layers DROP COLUMN former_parents; PRAGMA user_version = 7";
         earlier
             .connection
             .execute_batch(version_7)
