@@ -462,17 +462,21 @@ impl Keys {
             calls,
             relied_on: self.relied_on.of(key.provider()).await?,
         };
-        let turn = self.pins.turn(&batch.provider).await;
-        let turn = turn.map_err(|failure| Error::Key {
-            volume: None,
-            failure: Box::new(failure),
-        })?;
         let until = Instant::now() + self.deadline;
         let mut pause = FIRST_PAUSE;
         let mut before = None;
         loop {
+            // For one attempt: whoever waits for a token that is away does not hold up the others.
+            let turn = self.pins.turn(&batch.provider).await;
+            let turn = turn.map_err(|failure| Error::Key {
+                volume: None,
+                failure: Box::new(failure),
+            })?;
             let left = until.saturating_duration_since(Instant::now());
             let mut answer = self.call_child(&self.child.within(left), &batch).await;
+            if let (Some(turn), Ok(answer)) = (turn, &answer) {
+                turn.end(answer);
+            }
             if let (Err(KeyChildError::TimedOut { .. }), Some(told)) = (&answer, before.take()) {
                 // It had only what the others left: what they were told says more.
                 answer = told;
@@ -490,9 +494,6 @@ impl Keys {
                     key: key.clone(),
                     source: Box::new(source),
                 })?;
-                if let Some(turn) = turn {
-                    turn.end(&answer);
-                }
                 if let Some(table) = &answer.table {
                     self.relied_on.saw(key.provider(), table).await?;
                 }

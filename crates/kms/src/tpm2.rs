@@ -299,7 +299,11 @@ impl KeyService for Tpm2 {
     }
 
     async fn list_keys(&self) -> Result<Vec<KeyDescription>, Refusal> {
-        let keys = sealed::all(&self.service.directory)?;
+        let keys = match sealed::all(&self.service.directory) {
+            // None was made yet.
+            Err(Refusal::NoDirectory { .. }) => Vec::new(),
+            other => other?,
+        };
         keys.into_iter()
             .map(|(name, sealed)| self.described(name, &sealed?))
             .collect()

@@ -56,24 +56,28 @@ impl Token {
         module
             .initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK))
             .map_err(failed)?;
-        let mut found = Vec::new();
+        let (mut found, mut unread) = (Vec::new(), None);
         for slot in module.get_slots_with_token().map_err(failed)? {
-            let info = module.get_token_info(slot).map_err(failed)?;
-            if info.token_initialized() && is(&wanted, &info) {
-                found.push((slot, info));
+            match module.get_token_info(slot) {
+                Ok(info) if info.token_initialized() && is(&wanted, &info) => {
+                    found.push((slot, info));
+                }
+                Ok(_) => {}
+                // What is wrong with another token is none of this one's business.
+                Err(error) => unread = Some(error),
             }
         }
         let (slot, info) = match found.len() {
             1 => found.remove(0),
             0 => {
-                return Err(Remote {
+                return Err(unread.map(failed).unwrap_or_else(|| Remote {
                     class: FailureClass::Transient,
                     said: "TokenNotPresent".to_owned(),
                     reason: format!("none is there that {} names", service.token),
-                    subject,
+                    subject: subject.clone(),
                     retry_after: None,
                     next_step: "plug it in or start it; which are there tells pkcs11-tool --module MODULE -L",
-                });
+                }));
             }
             several => {
                 let reason = format!("{} names {several} tokens", service.token);
