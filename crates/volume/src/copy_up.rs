@@ -339,7 +339,7 @@ impl<S: Store> Volume<S> {
         let (gone, left) = old.below.split_at(gone);
         self.switch_parent(&old.top, left.first().map(|layer| layer.id()), scope)
             .await?;
-        self.stand_on(&old, left).await;
+        self.stand_on(&old, &old.top, left).await;
         old.top.pin().await?;
         Ok(gone.to_vec())
     }
@@ -370,11 +370,15 @@ impl<S: Store> Volume<S> {
         }
     }
 
-    /// Puts a stack of the same top on fewer layers in the place of one. Nobody is on the way to the others when it returns.
-    /// The caller holds `shape`.
-    pub(crate) async fn stand_on(&self, old: &Stack<S>, below: &[Arc<Layer<S>>]) {
+    /// Puts a stack of fewer layers in the place of one. Nobody is on the way to the others when it returns. The caller holds `shape`.
+    pub(crate) async fn stand_on(
+        &self,
+        old: &Stack<S>,
+        top: &Arc<Layer<S>>,
+        below: &[Arc<Layer<S>>],
+    ) {
         old.close();
-        let new = Stack::new(Arc::clone(&old.top), below.into());
+        let new = Stack::new(Arc::clone(top), below.into());
         self.stack.store(Arc::new(new));
         self.switched.notify(usize::MAX);
         // Whoever found the old stack may be on the way to a layer of it.

@@ -176,12 +176,16 @@ impl<S: Store> Layer<S> {
         self.handed_down.store(true, Ordering::Release);
     }
 
+    pub(crate) fn is_handed_down(&self) -> bool {
+        self.handed_down.load(Ordering::Acquire)
+    }
+
     /// Stands on what a layer stood on that was handed down, if it stood on that one. False: it stands on it, and it was not.
     pub(crate) fn steps_over(&self, lower: &Self) -> bool {
         if self.params().parent != Some(lower.id()) {
             return true;
         }
-        if !lower.handed_down.load(Ordering::Acquire) {
+        if !lower.is_handed_down() {
             return false;
         }
         // The next superblock that is written says so too.

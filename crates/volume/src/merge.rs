@@ -30,9 +30,9 @@
 //! - nothing that fails in a sealed layer is a loss: all that it was to take over is still in the other one. Like a failed sync it is
 //!   for ever: no merge goes on with what is open then, since what it changed in memory may never come to disk.
 //!
-//! Never: a second child, another reader of the dying layer alone, of the child that goes down alone when the registry is told, two
-//! merges of neighbours at once: whoever calls sees to it, only the registry knows. A key that is destroyed or a file that is
-//! removed: whoever calls does that, once the registry has nobody stand on the layer and no volume does ([`Volume::leave_out`]).
+//! Never: a second child, another reader of the dying layer alone, two merges of neighbours at once: whoever calls sees to it,
+//! only the registry knows. A key that is destroyed or a file that is removed: whoever calls does that, once the registry has
+//! nobody stand on the layer and no volume does ([`Volume::leave_out`]).
 
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
@@ -392,7 +392,8 @@ impl<S: Store> Merge<S> {
 }
 
 impl<S: Store> Volume<S> {
-    /// Goes on without a layer that was merged with the one above it: whether it had it. Nobody reads that layer through this volume when it returns.
+    /// Goes on without a layer that was merged with the one above it, or went down into the one below it: whether it had it. Nobody
+    /// reads that layer through this volume when it returns. A snapshot that was that layer is the one below.
     ///
     /// # Errors
     ///
@@ -400,6 +401,14 @@ impl<S: Store> Volume<S> {
     pub async fn leave_out(self: &Arc<Self>, layer: LayerId) -> Result<bool, VolumeError> {
         let _shape = self.shape.lock().await;
         let old = self.stack.load_full();
+        if old.top.id() == layer {
+            let below = old.below.split_first();
+            let Some((top, below)) = below.filter(|_| old.top.is_handed_down()) else {
+                return Ok(false);
+            };
+            self.stand_on(&old, top, below).await;
+            return Ok(true);
+        }
         let Some(at) = old.below.iter().position(|lower| lower.id() == layer) else {
             return Ok(false);
         };
@@ -409,7 +418,7 @@ impl<S: Store> Volume<S> {
         }
         let mut below = old.below.to_vec();
         below.remove(at);
-        self.stand_on(&old, &below).await;
+        self.stand_on(&old, &old.top, &below).await;
         Ok(true)
     }
 }

@@ -7,8 +7,8 @@
 //! ```
 //! What always holds:
 //! - the smaller side moves, if the child is sealed and under the same data key; else what the child lacks;
-//! - a child that goes down is not read by anybody alone: while its snapshot is attached it waits, and whoever goes from a snapshot's
-//!   name to its layer, and on to the registry, holds the layers steady;
+//! - whoever goes from a snapshot's name to its layer, and on to the registry, holds the layers steady: a merge down may put the
+//!   snapshot on another one;
 //! - a layer is merged if no volume and no snapshot is it, and exactly one layer, of whatever volume, stands on it; it needs a volume
 //!   that is attached for writing: without the key it waits for the next attach;
 //! - which merges are due and which files are to go follows from the registry at any time, so nothing else is kept: a daemon that
@@ -70,8 +70,6 @@ enum Ended {
     Merged,
     /// Somebody waits for the layers, or they are not neighbours any more: it is to be planned anew.
     Interrupted,
-    /// The snapshot that is to go down is attached.
-    Waits,
 }
 
 impl Merges {
@@ -127,7 +125,7 @@ impl Daemon {
 
     /// Whether everything that could be merged now is.
     async fn merge_all_due(&self) -> Result<bool, Error> {
-        let (mut failed, mut waits) = (HashSet::new(), HashSet::new());
+        let mut failed = HashSet::new();
         let mut all = true;
         loop {
             let _turn = Arc::clone(&self.merges.turn).lock_owned().await;
@@ -135,14 +133,12 @@ impl Daemon {
                 return Ok(true);
             }
             all &= self.remove_layers_of_nobody().await?;
-            let passed_over = &failed | &waits;
-            let Some((volume, dying)) = self.next_merge(&passed_over).await? else {
+            let Some((volume, dying)) = self.next_merge(&failed).await? else {
                 return Ok(all && failed.is_empty());
             };
             let layer = dying.id;
             match self.merge(volume, dying).await {
                 Ok(Ended::Merged | Ended::Interrupted) => {}
-                Ok(Ended::Waits) => drop(waits.insert(layer)),
                 Err(error) => {
                     tracing::warn!(%layer, %error, "cannot be merged now");
                     failed.insert(layer);
@@ -154,12 +150,12 @@ impl Daemon {
     /// A layer that is due, and a volume in use that has it below its only child.
     async fn next_merge(
         &self,
-        passed_over: &HashSet<LayerId>,
+        failed: &HashSet<LayerId>,
     ) -> Result<Option<(Arc<Volume<FileStore>>, LayerRow)>, Error> {
         let due = self.registry.call(|registry| registry.due_merges()).await?;
         let exports = self.exports.all();
         for layer in due {
-            if passed_over.contains(&layer.id) || !layer.sealed {
+            if failed.contains(&layer.id) || !layer.sealed {
                 continue;
             }
             let on_it = exports
@@ -174,9 +170,7 @@ impl Daemon {
 
     async fn merge(&self, volume: Arc<Volume<FileStore>>, dying: LayerRow) -> Result<Ended, Error> {
         let failed = of_layer(dying.id);
-        let Some(merge) = self.begin_merge(&volume, &dying).await? else {
-            return Ok(Ended::Waits);
-        };
+        let merge = self.begin_merge(&volume, dying.id).await?;
         let pace = HalfTheTime::default();
         let mut moved = 0;
         loop {
@@ -210,9 +204,6 @@ impl Daemon {
                     tracing::info!(%layer, %into, moved, "merged up, with the layer above it");
                 }
                 Some(child) => {
-                    if self.is_read_alone(child) {
-                        return Ok(Ended::Waits);
-                    }
                     if !self.hand_down(&merge, child).await? {
                         return Ok(Ended::Interrupted);
                     }
@@ -227,45 +218,33 @@ impl Daemon {
         }
     }
 
-    /// Begins a merge in the direction in which less moves, if there is room for it. None: what is to go is read.
+    /// Begins a merge in the direction in which less moves, if there is room for it.
     async fn begin_merge(
         &self,
         volume: &Arc<Volume<FileStore>>,
-        dying: &LayerRow,
-    ) -> Result<Option<Merge<FileStore>>, Error> {
-        let (layer, failed) = (dying.id, of_layer(dying.id));
+        dying: LayerId,
+    ) -> Result<Merge<FileStore>, Error> {
+        let failed = of_layer(dying);
         let child = self
             .registry
-            .call(move |registry| registry.child_to_go_down(layer))
+            .call(move |registry| registry.child_to_go_down(dying))
             .await?;
-        if let Some(child) = child {
-            let sides = Merge::sides(volume, layer).await.map_err(failed)?;
+        if child.is_some() {
+            let sides = Merge::sides(volume, dying).await.map_err(failed)?;
             if sides.down < sides.up {
-                if self.is_read_alone(child) {
-                    return Ok(None);
-                }
-                if !self.has_room(layer, sides.fresh).await? {
+                if !self.has_room(dying, sides.fresh).await? {
                     return Err(failed(VolumeError::NoSpace));
                 }
-                let merge = Merge::begin_down(volume, layer).await;
-                return merge.map(Some).map_err(failed);
+                return Merge::begin_down(volume, dying).await.map_err(failed);
             }
         }
-        let merge = Merge::begin(volume, layer).await.map_err(failed)?;
+        let merge = Merge::begin(volume, dying).await.map_err(failed)?;
         let left = merge.left().await.map_err(failed)?;
         if !self.has_room(merge.stays(), left).await? {
             merge.pause().await.map_err(failed)?;
             return Err(failed(VolumeError::NoSpace));
         }
-        Ok(Some(merge))
-    }
-
-    /// Whether somebody reads what ends with this layer.
-    fn is_read_alone(&self, layer: LayerId) -> bool {
-        let exports = self.exports.all();
-        exports
-            .iter()
-            .any(|export| export.volume.top().id() == layer)
+        Ok(merge)
     }
 
     /// All that a child says is in the layer below it: registry, then everybody who is open, go on without it. False: the layers

@@ -134,6 +134,7 @@ fn clones_and_snapshots_go_on_while_what_they_stand_on_goes_down() {
     let [open, closed] = clones.map(Result::unwrap);
     let copy = tower.open(open).unwrap();
     let snapshot = snapshot_of(&mut tower, &volume, stack[2]);
+    let itself = snapshot_of(&mut tower, &volume, stack[1]);
     tower.write(&copy, 9 * BLOCK, &block(50)).unwrap();
     let gate = tower
         .disk
@@ -146,18 +147,20 @@ fn clones_and_snapshots_go_on_while_what_they_stand_on_goes_down() {
     gate.release();
     let merge = tower.executor.finish(&merge).unwrap();
     // Those that did not hear of it yet read what they read before.
-    for (seen, at) in [(&copy, 1), (&snapshot, 2), (&volume, 3)] {
+    let all = [(&copy, 1), (&itself, 1), (&snapshot, 2), (&volume, 3)];
+    for (seen, at) in all {
         check(&mut tower, seen, at);
     }
-    tower.merged_down(&[&volume, &copy, &snapshot], merge);
-    for (seen, at) in [(&copy, 1), (&snapshot, 2), (&volume, 3)] {
+    tower.merged_down(&all.map(|(seen, _)| seen), merge);
+    for (seen, at) in all {
         check(&mut tower, seen, at);
     }
+    assert_eq!(ids(&itself), [stack[0]]);
     let tops = [open, closed].map(|clone| tower.stack(clone)[1]);
     assert_eq!(tower.stack(closed), [stack[0], tops[1]]);
     tower.close(copy).unwrap();
     tower.close(volume).unwrap();
-    drop(snapshot);
+    drop((snapshot, itself));
     tower.restart();
     // The superblock that was written names what it stands on by now; the others name what is gone.
     assert_eq!(named_parent(&mut tower, tops[0]), start_of(stack[0]));
