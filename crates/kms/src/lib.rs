@@ -13,12 +13,12 @@
 //!
 //! | class | causes here | what the daemon does |
 //! |---|---|---|
-//! | key unusable | key disabled, or pending deletion; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
-//! | not permitted | the caller's right, or the credential's policy, does not cover the call; rotated on demand too often; a file that others can read or write | no retry |
+//! | key unusable | key disabled, pending deletion or pending import; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
+//! | not permitted | the caller's right, the key's policy for the caller, or the credential's policy does not cover the call; rotated on demand too often; a file that others can read or write | no retry |
 //! | wrong key or tamper | wrapped key, context, key material or table of keys changed, or an older table; wrapped under another key; wrong master key | never retries; alarm |
 //! | gone for ever | no such key | keeps the ciphertext |
 //! | transient | database busy, I/O error, no locked memory; a server that is away, sealed, overloaded, or not who it should be | retries with backoff where that can help; never a revocation |
-//! | caller bug | malformed name, context or wrapped key; key exists | rejects |
+//! | caller bug | malformed name, context, wrapped key or policy; key exists; material, or a token of an import, that is not taken | rejects |
 //!
 //! What always holds:
 //! - no call returns plaintext but [`KeyService::unwrap`], and that into locked memory;
