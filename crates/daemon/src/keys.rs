@@ -5,7 +5,7 @@
 //! - each use of a key is in the audit log, with its result, before it has an effect;
 //! - of a provider's table of keys nothing older than what was seen once is believed ([`relied_on`]);
 //! - only a failure that may pass is tried again, within the deadline, and never one that might
-//!   have made something; and a PIN that a token refused is not given again ([`pins`]);
+//!   have made something; and a PIN that a token refused is not given again ([`pins`]); many that ask at once take turns ([`turns`]);
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
 
 mod aliases;
@@ -14,23 +14,26 @@ mod lifecycle;
 mod pins;
 mod policy;
 mod relied_on;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
-    Answer, Batch, CALLS_MAX, Call, CallResult, Context, Done, Fault, KeyChild, KeyChildError,
-    KeyDescription, KeyFailure, MasterKey, Origin, Principal, Provider, Right, Service, Wrapped,
+    Answer, Batch, CALLS_MAX, Call, CallResult, Context, Done, FailureClass, Fault, KeyChild,
+    KeyChildError, KeyDescription, KeyFailure, MasterKey, Origin, Principal, Provider, Right,
+    Service, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{KeyError, VolumeKey};
 use sealvol_volume::VolumeId;
+use tokio::time::Instant;
 
 use crate::audit::{Audit, Operation, Record};
 use crate::config::Config;
@@ -40,6 +43,7 @@ use crate::registry::Registry;
 use crate::rights::Caller;
 use pins::Pins;
 use relied_on::ReliedOn;
+use turns::Turns;
 
 /// The key services as they are configured.
 #[derive(Debug)]
@@ -53,6 +57,7 @@ pub(crate) struct Keys {
     audit: Audit,
     pins: Pins,
     relied_on: ReliedOn,
+    turns: Turns,
 }
 
 /// The volume that a key is used for.
@@ -94,6 +99,7 @@ impl Keys {
             passphrase,
             audit,
             relied_on: ReliedOn::new(registry),
+            turns: Turns::new(config.providers.keys()),
         }
     }
 
@@ -454,6 +460,14 @@ impl Keys {
         attempts: Attempts,
     ) -> Result<Answer, Error> {
         let provider = self.provider(key.provider())?.clone();
+        let asked = Instant::now();
+        let not_served = || Error::Key {
+            volume: None,
+            failure: Box::new(not_served(key, self.deadline)),
+        };
+        let lane = self.turns.of(key.provider()).ok_or_else(not_served)?;
+        let turn = lane.turn(asked, self.deadline).await;
+        let _turn = turn.ok_or_else(not_served)?;
         let batch = Batch {
             right,
             principal: principal(caller),
@@ -462,7 +476,10 @@ impl Keys {
             calls,
             relied_on: self.relied_on.of(key.provider()).await?,
         };
-        let until = Instant::now() + self.deadline;
+        let mut until = lane.until(asked, self.deadline);
+        if until.saturating_duration_since(Instant::now()) < LEAST {
+            return Err(not_served());
+        }
         let mut pause = FIRST_PAUSE;
         let mut before = None;
         loop {
@@ -485,6 +502,15 @@ impl Keys {
                 Ok(answer) => may_pass(&answer.results),
                 Err(source) => source.fault() == Fault::Retry,
             };
+            if let Ok(answer) = &answer {
+                if !may_pass || answer.results.iter().any(Result::is_ok) {
+                    lane.has_served();
+                }
+                if overloaded(&answer.results) {
+                    until = until.max(lane.until(asked, self.deadline));
+                    pause = pause.min(BUSY_PAUSE);
+                }
+            }
             let asked_for = answer.as_ref().map_or(Duration::ZERO, retry_after);
             let wait = asked_for.max(pause) + jitter(pause);
             let left = until.saturating_duration_since(Instant::now());
@@ -583,6 +609,26 @@ fn retry_after(answer: &Answer) -> Duration {
     Duration::from_secs(longest.unwrap_or(0).into())
 }
 
+/// Whether nothing is in the way but that the service wants to be asked later.
+fn overloaded(results: &[CallResult]) -> bool {
+    let mut failures = results.iter().filter_map(|result| result.as_ref().err());
+    failures.clone().next().is_some() && failures.all(|failure| failure.retry_after_s.is_some())
+}
+
+/// That a call was not even asked: the calls before it were not answered.
+fn not_served(key: &KeyRef, deadline: Duration) -> KeyFailure {
+    KeyFailure {
+        class: FailureClass::Transient,
+        provider_error: "KeyServiceBusy".to_owned(),
+        message: format!(
+            "key {key}: its key service has answered none of the calls before this one for {} s",
+            deadline.as_secs()
+        ),
+        next_step: "see what those were told and how the key service is, and try again".to_owned(),
+        retry_after_s: None,
+    }
+}
+
 fn mismatched(done: &Done) -> Error {
     Error::Internal(format!("the key child answered another call: {done:?}"))
 }
@@ -595,5 +641,7 @@ fn jitter(pause: Duration) -> Duration {
 }
 
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A service that counts calls in a second has new ones in the next.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// With less time than this nobody is asked again: starting a child and connecting take a part of it.
 const LEAST: Duration = Duration::from_millis(200);
