@@ -20,6 +20,7 @@
 //! What it never does: retry. Whether to is for the caller to say, by [`FailureClass::fault`] and
 //! [`KeyChildError::fault`].
 
+mod aws_kms;
 mod azure;
 mod failure;
 pub mod frame;
@@ -42,6 +43,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStderr, Command};
 
+pub use aws_kms::{AwsKmsService, CredentialsFile};
 pub use azure::{AzureService, Identity};
 pub use failure::{
     FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, PIN_LOCKED,

@@ -54,6 +54,13 @@
 //! ca-file = "/etc/ssl/certs/ca-certificates.crt"
 //! create = { client-secret = { tenant = "T", client-id = "C", secret-file = "/etc/sealvol/azure-create" } }
 //! attach = { managed-identity = { client-id = "A" } }
+//!
+//! [providers.aws]                         # AWS KMS; its keys are `aws:ALIAS` or `aws:ARN`
+//! type = "aws-kms"
+//! region = "eu-west-1"
+//! ca-file = "/etc/ssl/certs/ca-certificates.crt"
+//! create = { file = "/etc/sealvol/aws-create.credentials" }
+//! attach = { file = "/etc/sealvol/aws-attach.credentials" }
 //! ```
 
 use std::collections::BTreeMap;
@@ -457,6 +464,10 @@ mod tests {
             azure.authority.origin(),
             "https://login.microsoftonline.com"
         );
+        let Service::AwsKms(aws) = &config.providers["aws"].service else {
+            panic!("{:?}", config.providers);
+        };
+        assert_eq!((aws.region.as_str(), aws.fips), ("eu-west-1", false));
         assert_eq!(config.nbd_allow, Some(vec![107]));
         assert_eq!(
             config.rights.create,

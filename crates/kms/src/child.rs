@@ -25,6 +25,7 @@ use sealvol_control::keychild::{Batch, CALLS_MAX, Call, Confinement, Reply, Righ
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::{HardenError, KeyError, harden_process};
 
+use crate::aws_kms::{self, AwsKms};
 use crate::azure::{self, Azure};
 use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
@@ -82,7 +83,7 @@ fn run() -> Result<(), ChildError> {
         });
     }
     let create = may_create(&batch);
-    let needs = needs(&batch.provider.service, create);
+    let needs = needs(&batch.provider.name, &batch.provider.service, create);
     let confined = confinement::confine(needs.as_ref().unwrap_or(&Needs::NOTHING))?;
     let replied = exit_with_daemon(&messages)?;
 
@@ -132,7 +133,9 @@ fn may_create(batch: &Batch) -> bool {
     let allowed = match &batch.provider.service {
         Service::Local(service) => service.create,
         Service::Tpm2(_) => true,
-        Service::AzureKv(_) | Service::Pkcs11(_) | Service::Transit(_) => false,
+        Service::AwsKms(_) | Service::AzureKv(_) | Service::Pkcs11(_) | Service::Transit(_) => {
+            false
+        }
     };
     allowed
         && batch.right == Right::Administer
@@ -142,8 +145,9 @@ fn may_create(batch: &Batch) -> bool {
             .any(|call| matches!(call, Call::CreateKey { .. }))
 }
 
-fn needs(service: &Service, create: bool) -> Result<Needs, Refusal> {
+fn needs(name: &str, service: &Service, create: bool) -> Result<Needs, Refusal> {
     match service {
+        Service::AwsKms(service) => aws_kms::needs(name, service),
         Service::AzureKv(service) => azure::needs(service),
         Service::Local(service) => local::needs(service, create),
         Service::Pkcs11(service) => pkcs11::needs(service),
@@ -185,6 +189,11 @@ fn execute(
         Err(error) => return Ok((refuse(&error.into(), batch.right, &batch.calls), None)),
     };
     let outcome = match &batch.provider.service {
+        Service::AwsKms(service) => run_calls(
+            AwsKms::open(&batch.provider.name, service, &needs.connect, &memory),
+            &memory,
+            batch,
+        )?,
         Service::AzureKv(service) => run_calls(
             Azure::open(&batch.provider.name, service, &needs.connect, &memory),
             &memory,

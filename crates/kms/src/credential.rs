@@ -25,16 +25,22 @@ pub(crate) fn header(secret: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// The text of a file, without the white space around it.
+/// What a file says that holds one word, without the white space around it.
 pub(crate) fn read(path: &Path) -> Result<Zeroizing<String>, Refusal> {
-    let unreadable = |source: io::Error| Refusal::CredentialMissing {
-        path: path.to_owned(),
-        reason: source.to_string(),
-    };
-    let unusable = |reason: &str| Refusal::CredentialMissing {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    };
+    let text = text(path)?;
+    let word = text.trim();
+    if !word.chars().all(|c| c.is_ascii_graphic()) {
+        return Err(unusable(
+            path,
+            "has something else in it than one credential",
+        ));
+    }
+    Ok(Zeroizing::new(word.to_owned()))
+}
+
+/// What a file says, which is something.
+pub(crate) fn text(path: &Path) -> Result<Zeroizing<String>, Refusal> {
+    let unreadable = |source: io::Error| unusable(path, &source.to_string());
     place::parent(path)?;
     let (file, found) = place::open_to_read(path).map_err(unreadable)?;
     check(path, &found)?;
@@ -46,18 +52,21 @@ pub(crate) fn read(path: &Path) -> Result<Zeroizing<String>, Refusal> {
         .read_to_end(&mut bytes)
         .map_err(unreadable)?;
     if bytes.len() as u64 > SECRET_MAX {
-        return Err(unusable("is too long for a credential"));
+        return Err(unusable(path, "is too long for a credential"));
     }
-    let text = str::from_utf8(&bytes)
-        .map_err(|_| unusable("is not text"))?
-        .trim();
-    if text.is_empty() {
-        return Err(unusable("is empty"));
-    }
-    if !text.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(unusable("has something else in it than one credential"));
+    let text = str::from_utf8(&bytes).map_err(|_| unusable(path, "is not text"))?;
+    if text.trim().is_empty() {
+        return Err(unusable(path, "is empty"));
     }
     Ok(Zeroizing::new(text.to_owned()))
+}
+
+/// A file that is no credential: it may be one a moment later, when whoever writes it is done.
+pub(crate) fn unusable(path: &Path, reason: &str) -> Refusal {
+    Refusal::CredentialMissing {
+        path: path.to_owned(),
+        reason: reason.to_owned(),
+    }
 }
 
 /// A regular file of ours with no access for others, or one of root's that our group may read.

@@ -32,6 +32,8 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio_rustls::TlsConnector;
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
+
 /// Most bytes of an answer without a key in it: a list of thousands of keys.
 const ANSWER_MAX: usize = 1 << 20;
 
@@ -68,6 +70,8 @@ pub(crate) struct Answer {
     pub(crate) challenge: Option<String>,
     /// In so many seconds it wants to be asked again (RFC 9110, section 10.2.3).
     pub(crate) retry_after: Option<u32>,
+    /// By which the service's own records know the call.
+    pub(crate) request_id: Option<String>,
     pub(crate) body: Body,
 }
 
@@ -259,6 +263,7 @@ async fn read(answer: Response<Incoming>, secret: Option<SecretBytes>) -> Result
     let header = |name: HeaderName| answer.headers().get(name)?.to_str().ok();
     let challenge = header(WWW_AUTHENTICATE).map(words);
     let retry_after = header(RETRY_AFTER).and_then(|seconds| seconds.trim().parse().ok());
+    let request_id = header(REQUEST_ID).map(words);
     let mut incoming = answer.into_body();
     let mut body = match secret {
         Some(bytes) if status.is_success() => Body::Secret(bytes),
@@ -285,6 +290,7 @@ async fn read(answer: Response<Incoming>, secret: Option<SecretBytes>) -> Result
         status: status.as_u16(),
         challenge,
         retry_after,
+        request_id,
         body,
     })
 }

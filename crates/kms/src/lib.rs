@@ -2,7 +2,7 @@
 //!
 //! A key service holds key-encryption keys and wraps volume keys with them. [`KeyService`] is what
 //! each provider implements; [`local`] is the one that is always there, [`transit`] asks an OpenBao
-//! or Vault server, `azure` an Azure Key Vault, [`pkcs11`] a hardware token, [`tpm2`] a TPM. They run in `sealvol-keys`,
+//! or Vault server, [`aws_kms`] AWS KMS, `azure` an Azure Key Vault, [`pkcs11`] a hardware token, [`tpm2`] a TPM. They run in `sealvol-keys`,
 //! a child of the daemon that carries out one batch of calls and exits ([`child`]): the daemon links
 //! none of this.
 //!
@@ -25,6 +25,7 @@
 //! - a wrapped key is unwrapped by the key it names *and* that the caller asked for, never another;
 //! - no message, error or log of this crate holds a key byte.
 
+pub mod aws_kms;
 mod azure;
 pub mod batch;
 pub mod child;

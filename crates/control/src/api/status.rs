@@ -70,7 +70,7 @@ pub struct KeyMemoryStatus {
 pub struct KeyServiceStatus {
     /// What key references call it.
     pub name: String,
-    /// `local`, `pkcs11`, `tpm2` or `transit`.
+    /// `aws-kms`, `azure-kv`, `local`, `pkcs11`, `tpm2` or `transit`.
     pub kind: String,
     /// Its database, token, device or address.
     pub at: String,

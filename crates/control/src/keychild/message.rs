@@ -11,6 +11,7 @@ use base64ct::{Base64, Encoding};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::KeyFailure;
+use super::aws_kms::AwsKmsService;
 use super::azure::AzureService;
 use super::import::{ImportParameters, Origin, WrappingAlgorithm, WrappingKeySpec};
 use super::lifecycle::{
@@ -111,6 +112,8 @@ pub struct Provider {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Service {
+    /// AWS Key Management Service.
+    AwsKms(AwsKmsService),
     /// An Azure Key Vault.
     AzureKv(AzureService),
     /// Keys in an SQLite file on this host, sealed by a master key.
@@ -128,7 +131,11 @@ impl Service {
     pub fn environment(&self) -> impl Iterator<Item = (&String, &String)> {
         let environment = match self {
             Self::Pkcs11(service) => Some(&service.environment),
-            Self::AzureKv(_) | Self::Local(_) | Self::Tpm2(_) | Self::Transit(_) => None,
+            Self::AwsKms(_)
+            | Self::AzureKv(_)
+            | Self::Local(_)
+            | Self::Tpm2(_)
+            | Self::Transit(_) => None,
         };
         environment.into_iter().flatten()
     }

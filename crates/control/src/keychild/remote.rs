@@ -36,8 +36,11 @@ impl TryFrom<String> for Address {
 }
 
 impl Address {
-    /// As it is written; `port` is meant where none is.
-    pub(super) fn parse(text: &str, port: u16) -> Result<Self, &'static str> {
+    /// As it is written; `port` is meant where none is. It may go without TLS to other machines: see [`Self::try_from`].
+    ///
+    /// # Errors
+    /// When it says something else than a host and a port.
+    pub fn parse(text: &str, port: u16) -> Result<Self, &'static str> {
         let default_port = port;
         let (secure, authority) =
             match (text.strip_prefix("https://"), text.strip_prefix("http://")) {

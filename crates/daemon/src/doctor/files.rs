@@ -34,7 +34,11 @@ pub(super) fn look(daemon: &Daemon) -> Vec<Check> {
             MasterKey::Credential { .. } | MasterKey::Passphrase => None,
         },
         // Whether its credentials are private is seen by who reads them, for each use.
-        Service::AzureKv(_) | Service::Pkcs11(_) | Service::Tpm2(_) | Service::Transit(_) => None,
+        Service::AwsKms(_)
+        | Service::AzureKv(_)
+        | Service::Pkcs11(_)
+        | Service::Tpm2(_)
+        | Service::Transit(_) => None,
     }));
     checks
 }

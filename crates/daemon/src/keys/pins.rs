@@ -102,7 +102,11 @@ impl Turn<'_> {
 fn pin_file(provider: &Provider) -> Option<&Path> {
     match &provider.service {
         Service::Pkcs11(service) => Some(&service.pin_file),
-        Service::AzureKv(_) | Service::Local(_) | Service::Tpm2(_) | Service::Transit(_) => None,
+        Service::AwsKms(_)
+        | Service::AzureKv(_)
+        | Service::Local(_)
+        | Service::Tpm2(_)
+        | Service::Transit(_) => None,
     }
 }
 

@@ -303,6 +303,15 @@ fn parts(registry: &mut Database, volume: VolumeId, top: LayerId) -> Result<Part
 /// How a key service is configured.
 fn key_service(provider: &Provider) -> api::KeyServiceStatus {
     let (kind, at, single_credential) = match &provider.service {
+        Service::AwsKms(aws) => (
+            "aws-kms",
+            match &aws.endpoint {
+                Some(endpoint) => format!("{} at {endpoint}", aws.region),
+                None if aws.fips => format!("{}, FIPS endpoint", aws.region),
+                None => aws.region.clone(),
+            },
+            aws.single_credential,
+        ),
         Service::AzureKv(azure) => ("azure-kv", azure.vault.origin(), azure.single_credential),
         Service::Local(local) => ("local", local.database.display().to_string(), false),
         Service::Pkcs11(token) => ("pkcs11", token.token.clone(), token.single_credential),

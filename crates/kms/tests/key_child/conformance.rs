@@ -1,5 +1,6 @@
 //! What every key service promises, asked of each provider: `local` by its database, `transit` by a real OpenBao server,
-//! `azure-kv` by a vault of our own, `pkcs11` by a SoftHSM token, with AES-GCM and without, `tpm2` by swtpm.
+//! `azure-kv` by a vault of our own, `pkcs11` by a SoftHSM token, with AES-GCM and without, `tpm2` by swtpm,
+//! `aws-kms` by moto, corrected where it is no AWS KMS (`kms_gate.rs` names each place).
 
 use std::io::Read as _;
 
@@ -8,6 +9,7 @@ use sealvol_control::keychild::{
 };
 use sealvol_crypto::VolumeKey;
 
+use crate::aws::Aws;
 use crate::bao::Bao;
 use crate::hsm::Hsm;
 use crate::place::{Place, context, generate, memory, rewrap, unwrap};
@@ -22,6 +24,9 @@ macro_rules! every_provider {
     ($($name:ident),* $(,)?) => {
         mod local {
             $(#[tokio::test] async fn $name() { super::$name(&super::local().await).await })*
+        }
+        mod aws {
+            $(#[tokio::test] async fn $name() { super::$name(&super::Aws::start()).await })*
         }
         mod azure {
             $(#[tokio::test] async fn $name() { super::$name(&super::Vault::start()).await })*

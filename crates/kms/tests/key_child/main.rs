@@ -1,6 +1,8 @@
 //! `sealvol-keys` as the daemon uses it: every test starts the real program.
 
 mod aliases;
+mod aws;
+mod aws_kms;
 mod azure;
 mod bao;
 mod calls;
@@ -14,7 +16,13 @@ mod import;
 #[path = "../../../../tests/src/key_vault.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod key_vault;
+#[path = "../../../../tests/src/kms_gate.rs"]
+#[allow(unreachable_pub, reason = "it is public where it comes from")]
+mod kms_gate;
 mod lifecycle;
+#[path = "../../../../tests/src/moto.rs"]
+#[allow(unreachable_pub, reason = "it is public where it comes from")]
+mod moto;
 #[path = "../../../../tests/src/openbao.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod openbao;
