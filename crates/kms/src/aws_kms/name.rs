@@ -17,7 +17,9 @@ pub(super) fn asked(key: &str, region: &str) -> Result<String, &'static str> {
         if of != region {
             return Err("is in another region than the one of this provider");
         }
-        let name = what.strip_prefix("alias/").or(what.strip_prefix("key/"));
+        let name = what
+            .strip_prefix("alias/")
+            .or_else(|| what.strip_prefix("key/"));
         return match name {
             Some(name) if is_plain(name) => Ok(key.to_owned()),
             _ => Err(UNKNOWN),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sealvol_control::keychild::{
     AwsKmsService, Call, CallResult, CredentialsFile, Done, FailureClass, KeyChange, KeyFailure,
-    KeyState, Provider, Right, UNTRUSTED_SERVER,
+    KeyState, Origin, Provider, Right, UNTRUSTED_SERVER,
 };
 use serde_json::json;
 
@@ -376,6 +376,7 @@ async fn keys_are_made_and_led_through_their_life() {
     let aws = Aws::start();
     let asked = Call::CreateKey {
         name: "new".to_owned(),
+        origin: Origin::Local,
     };
     let refused = call(&aws, Right::Administer, asked.clone()).await;
     assert_eq!(
