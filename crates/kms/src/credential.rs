@@ -8,7 +8,6 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use hyper::header::HeaderValue;
 use rustix::process::geteuid;
 use zeroize::Zeroizing;
 
@@ -17,13 +16,6 @@ use crate::local::place;
 
 /// Most bytes of a secret: OpenBao's longest tokens have some hundred.
 const SECRET_MAX: u64 = 8192;
-
-/// A secret as a header has it.
-pub(crate) fn header(secret: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(secret).ok()?;
-    value.set_sensitive(true);
-    Some(value)
-}
 
 /// What a file says that holds one word, without the white space around it.
 pub(crate) fn read(path: &Path) -> Result<Zeroizing<String>, Refusal> {

@@ -39,11 +39,10 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::confinement::Needs;
-use crate::credential::read;
 use crate::http::{self, Answer, Body, Failure, Found, Question, Server};
 use crate::refusal::Remote;
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
-use answer::{Capabilities, Ciphertext, Key, Login, Names, Plaintext, Reply, verdict};
+use answer::{Capabilities, Ciphertext, Key, Names, Plaintext, Reply, verdict};
 
 /// Bits of a volume key.
 const BITS: usize = VOLUME_KEY_BYTES * 8;
@@ -209,64 +208,6 @@ impl Transit {
                 },
                 failure => outage(&self.service, &failure.to_string()),
             })
-    }
-
-    /// The token of a role; logs in if that is what it takes.
-    async fn token(&self, role: Role) -> Result<HeaderValue, Refusal> {
-        let mut session = self.session.lock().await;
-        let (known, credential) = match (role, &self.service.create) {
-            (Role::Create, Some(create)) => (&mut session.create, create),
-            _ => (&mut session.attach, &self.service.attach),
-        };
-        if let Some(token) = known {
-            return Ok(token.clone());
-        }
-        let token = match credential {
-            Credential::TokenFile(path) => http::secret_header(&read(path)?),
-            Credential::Approle {
-                mount,
-                role_id_file,
-                secret_id_file,
-            } => {
-                let (role_id, secret_id) = (read(role_id_file)?, read(secret_id_file)?);
-                self.log_in(mount, &role_id, &secret_id).await?
-            }
-        };
-        let token = token.ok_or_else(|| self.nonsense("a token that no header can hold"))?;
-        Ok(known.insert(token).clone())
-    }
-
-    async fn log_in(
-        &self,
-        mount: &str,
-        role_id: &str,
-        secret_id: &str,
-    ) -> Result<Option<HeaderValue>, Refusal> {
-        let rejected = |said: String| {
-            Refusal::Remote(Remote {
-                class: FailureClass::NotPermitted,
-                said,
-                subject: format!("provider {}", self.provider),
-                reason: format!("{} refuses the AppRole's login", self.service.address),
-                retry_after: None,
-                next_step: "put the role's present role id and secret id into the files that the configuration names",
-            })
-        };
-        let Some(body) = credential::login(role_id, secret_id) else {
-            return Err(rejected("not a role id and secret id".to_owned()));
-        };
-        let path = format!("auth/{mount}/login");
-        let question = self.question(Method::POST, &path, body.into(), None);
-        let Answer { status, body, .. } = self.put(question, None).await?;
-        if status == 200 {
-            let login: Login<'_> = self.understood(serde_json::from_slice(body.as_ref()))?;
-            return Ok(http::secret_header(login.auth.client_token));
-        }
-        let verdict = verdict(status, body.as_ref());
-        match verdict.class {
-            FailureClass::Transient => Err(outage(&self.service, &verdict.said)),
-            _ => Err(rejected(verdict.said)),
-        }
     }
 
     /// Sees to it that the credential that makes wrapped keys could not open one of `key`.

@@ -37,7 +37,7 @@ impl Azure {
         let token: Token<'_> = serde_json::from_slice(answer.body.as_ref())
             .map_err(|_| outage(server.address(), "gives no token that is understood"))?;
         let bearer = Zeroizing::new(format!("Bearer {}", token.access_token));
-        credential::header(&bearer)
+        crate::http::secret_header(&bearer)
             .ok_or_else(|| outage(server.address(), "gives a token that no header can hold"))
     }
 
