@@ -15,6 +15,7 @@ mod large;
 mod materialise;
 mod merge;
 mod merge_down;
+mod merge_down_cuts;
 mod model;
 mod mutations;
 mod oracle;
