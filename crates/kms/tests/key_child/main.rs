@@ -3,6 +3,7 @@
 mod aliases;
 mod aws;
 mod aws_kms;
+mod aws_kms_outages;
 mod azure;
 mod bao;
 mod calls;
