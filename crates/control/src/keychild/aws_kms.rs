@@ -171,7 +171,7 @@ mod tests {
                 "fips",
             ),
             (format!(r#"{SOUND},"endpoint":"http://a""#), "in the clear"),
-            (format!(r#"{SOUND},"endpoint":"https://a/b""#), "port"),
+            (format!(r#"{SOUND},"endpoint":"https://a/b""#), "HOST:PORT"),
             (format!(r#"{SOUND},"timeout-s":61"#), "timeout-s"),
             (
                 format!(r#"{SOUND},"secret-access-key":"s""#),
