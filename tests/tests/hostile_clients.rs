@@ -225,12 +225,22 @@ fn flood(address: &Address, requests: &[u8], reply: usize, stop: &AtomicBool, ro
     });
 }
 
+/// Ends a flood with the test that it is for, whether or not that passes.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Asserts that somebody else is served on the same worker while `requests` flood it.
 fn floods_are_shared(requests: &[u8], reply: usize) {
     let place = Place::new();
     let (daemon, address) = start(&place, |_| {});
     let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _ends = Ends(&stop);
         for _ in 0..2 {
             scope.spawn(|| flood(&address, requests, reply, &stop, &rounds));
         }
@@ -244,7 +254,6 @@ fn floods_are_shared(requests: &[u8], reply: usize) {
         wait_for("the flood to go on", || {
             (rounds.load(Ordering::Relaxed) > before).then_some(())
         });
-        stop.store(true, Ordering::Relaxed);
     });
     daemon.stop();
 }
