@@ -11,7 +11,7 @@
 //! - a key that the `create` credential could open itself is not handed out, unless the configuration allows one credential for
 //!   everything. What a try gives although it should give nothing is wiped unseen;
 //! - what is stored is the ARN of the key that wrapped, never an alias: that may come to mean another key;
-//! - an outage is [`FailureClass::Transient`], whatever the service says in it; nothing is repeated here.
+//! - an outage is [`FailureClass::Transient`](sealvol_control::keychild::FailureClass::Transient), whatever the service says in it; nothing is repeated here.
 //!
 //! The service numbers no versions of a key: 1 stands for whichever it used.
 

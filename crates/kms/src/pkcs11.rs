@@ -8,7 +8,7 @@
 //! What always holds:
 //! - the key that wraps never leaves the token: a key that could be taken out is not used;
 //! - a wrapped key is bound to its encryption context, by AES-GCM's additional data or by a digest that is wrapped along;
-//! - a key is named by its label or by a URI that selects and does nothing else ([`pkcs11_uri`](sealvol_control::pkcs11_uri));
+//! - a key is named by its label or by a URI that selects and does nothing else ([`sealvol_control::pkcs11_uri`]);
 //!   what names no key is refused before any module is loaded;
 //! - a failure that says nothing of its cause is taken for tampering only if the token opens another wrapped key at that
 //!   moment, and refuses this one again.

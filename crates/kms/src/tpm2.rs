@@ -11,7 +11,7 @@
 //! - a wrapped key is bound to its encryption context, and opens under the key it names, if that is the key the caller named;
 //! - that the machine is in another state takes a key out of use, and nothing else: in the former state it opens again.
 //!
-//! It speaks to the TPM itself ([`device`]): ten commands, so that keys lie in locked memory only. The C library would hold
+//! It speaks to the TPM itself (`device`): ten commands, so that keys lie in locked memory only. The C library would hold
 //! them in its own, and the child could not start on a machine without it. `TPM2.md` describes the file for those who
 //! have to open a key without this program.
 
