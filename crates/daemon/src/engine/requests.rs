@@ -23,6 +23,10 @@ const BUFFER: usize = 256 * 1024;
 /// A part of a longer payload that is worth a store call of its own.
 const PIECE_MIN: usize = 64 * 1024;
 
+/// Requests of one connection until the others of its worker have their turn. One receive brings thousands of small ones, and more are there when
+/// they are answered: without it whoever floods a worker is alone on it for seconds.
+const TURN: usize = 256;
+
 /// A client with much in flight is looked after so often: its end is not seen while nothing is received from it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -58,6 +62,14 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
                     continue;
                 }
             }
+        }
+        if matches!(flow, Flow::Turn) {
+            tokio::task::yield_now().await;
+            // What ends a connection is looked at between two turns, too.
+            if *stop.borrow() || *draining.borrow() || client.outbox.is_broken() {
+                return;
+            }
+            continue;
         }
         if let Flow::Limited(cost) = flow {
             if !turn_came(client, cost, &mut stop, &mut draining).await {
@@ -117,6 +129,8 @@ enum Flow {
     Crowded,
     /// The next request has to wait for the volume's limits.
     Limited(Cost),
+    /// It is the turn of the others.
+    Turn,
     Close,
 }
 
@@ -128,6 +142,8 @@ struct Intake {
     place: Place,
     /// The next request has waited for the volume's limits already.
     paid: bool,
+    /// Requests that were begun in this turn.
+    begun: usize,
 }
 
 /// What the next byte of the stream is.
@@ -163,6 +179,7 @@ impl Intake {
             end: 0,
             place: Place::Header,
             paid: false,
+            begun: 0,
         };
         if !leftover.is_empty() {
             let mut buf = IoBuf::for_overwrite(BUFFER.max(leftover.len()));
@@ -209,6 +226,10 @@ impl Intake {
             if client.is_crowded() {
                 break Flow::Crowded;
             }
+            if self.begun == TURN {
+                self.begun = 0;
+                break Flow::Turn;
+            }
             client.outbox.send_some();
             match &mut self.place {
                 Place::Dropping(left) => {
@@ -236,6 +257,7 @@ impl Intake {
                     Begun::Next(place) => {
                         self.start += wire::REQUEST_HEADER_LEN;
                         self.place = place;
+                        self.begun += 1;
                     }
                 },
             }
