@@ -270,7 +270,14 @@ fn about(name: &str, load: &str) -> String {
             .to_owned()
     };
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let wanted = ["aes", "vaes", "vpclmulqdq", "avx512f", "avx512_vbmi2"];
+    let wanted = [
+        "aes",
+        "avx2",
+        "vaes",
+        "vpclmulqdq",
+        "avx512f",
+        "avx512_vbmi2",
+    ];
     let flags = field("flags");
     let flags: Vec<&str> = flags
         .split(' ')

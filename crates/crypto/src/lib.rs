@@ -23,7 +23,7 @@
 //! At rest, no key byte is outside locked memory; during a batch of cipher calls, only on the stack
 //! and in the registers of the thread that makes them. No type that holds a key is `Clone`, `Debug`
 //! or `Serialize`, and no function returns key bytes by value. `unsafe` is in `locked/sys.rs`,
-//! `residue.rs` and `xts/vaes.rs` only.
+//! `residue.rs` and the vector code only: `xts/avx2.rs`, `xts/avx512.rs` and `xts/schedule.rs`.
 //!
 //! The crate does no I/O but on the readers and writers that it is given, knows neither async nor
 //! any other crate of the project, and does not protect a key from whoever runs code in the process.

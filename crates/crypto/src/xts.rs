@@ -8,21 +8,29 @@
 //! With data units of 512 bytes this is dm-crypt's `aes-xts-plain64`; with 4096 bytes the same with
 //! `--sector-size 4096 --iv-large-sectors`.
 //!
-//! There are two ways to compute it: `vaes.rs` where the processor has the vector instructions for it,
-//! and `portable.rs` everywhere. Which one is chosen once for a key, when it is expanded; both are
-//! tested by the same vectors and against each other. `--cfg sealvol_portable_xts` leaves the first one
-//! out of a build.
+//! There are four ways to compute it: `avx512.rs` and `avx2.rs`, this one on registers of two blocks or of
+//! one, where the processor has the instructions for it, and `portable.rs` everywhere. Which one is
+//! chosen once for a key, when it is expanded: the widest. All are tested by the same vectors and against
+//! each other. `--cfg sealvol_portable_xts` leaves the vector code out of a build.
 //!
-//! Measured beside AWS-LC in one run on Zen 4 (VAES, AVX-512), one core: 1.1 times its speed at
-//! 4096-byte units in bulk, 1.02 to 1.1 for one such unit a call; 1.8 to 2 times at many units of 512
-//! bytes, 1.06 to 1.5 for one (`bench/cipher`). `portable.rs` on the same machine had 0.97 and 0.83, 1.8
-//! and half.
+//! Measured beside AWS-LC in one run each, one core (`bench/cipher`), as times its speed:
+//!
+//! | | processor | 4096-byte units in bulk | one a call | 512-byte units in bulk | one a call |
+//! |---|---|---|---|---|---|
+//! | `avx512.rs` | Zen 4 | 1.1 | 1.02 to 1.1 | 1.8 to 2 | 1.06 to 1.5 |
+//! | `avx2.rs`, two blocks | Zen 3 | 1.8 | 1.7 | 2.1 to 2.3 | 1.4 |
+//! | `avx2.rs`, one block | Zen 3 | 0.93 | 0.93 | 1.24 | 1.1 |
+//! | `portable.rs` | Zen 4, Zen 3 | 0.97, 0.5 | 0.83, 0.47 | 1.8, 0.65 | 0.5, 0.47 |
 //!
 //! Lengths are whole blocks: there is no ciphertext stealing here.
 
+#[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+mod avx2;
+#[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+mod avx512;
 mod portable;
 #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
-mod vaes;
+mod schedule;
 
 use cipher::inout::InOutBuf;
 
@@ -31,9 +39,15 @@ pub(crate) const BLOCK_BYTES: usize = 16;
 
 /// The expanded key, as the code that was chosen for it has it.
 pub(crate) enum XtsKeys {
-    /// For processors with the vector instructions.
+    /// Four blocks a register.
     #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
-    Vaes(vaes::Keys),
+    Avx512(avx512::Keys),
+    /// Two blocks a register.
+    #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+    Vaes(avx2::Keys<avx2::Two>),
+    /// One block a register.
+    #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+    AesNi(avx2::Keys<avx2::One>),
     /// For all.
     Portable(portable::Keys),
 }
@@ -46,16 +60,31 @@ impl XtsKeys {
     /// Expands K1 ‖ K2. Call behind the boundary of `residue.rs`.
     pub(crate) fn new(key: &[u8; 64]) -> Self {
         #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
-        if let Some(keys) = Self::vaes(key) {
+        if let Some(keys) = Self::avx512(key)
+            .or_else(|| Self::vaes(key))
+            .or_else(|| Self::aes_ni(key))
+        {
             return keys;
         }
         Self::portable(key)
     }
 
     #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+    fn avx512(key: &[u8; 64]) -> Option<Self> {
+        let (k1, k2) = halves(key);
+        avx512::Keys::new(k1, k2).map(Self::Avx512)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
     fn vaes(key: &[u8; 64]) -> Option<Self> {
         let (k1, k2) = halves(key);
-        vaes::Keys::new(k1, k2).map(Self::Vaes)
+        avx2::Keys::new(k1, k2).map(Self::Vaes)
+    }
+
+    #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+    fn aes_ni(key: &[u8; 64]) -> Option<Self> {
+        let (k1, k2) = halves(key);
+        avx2::Keys::new(k1, k2).map(Self::AesNi)
     }
 
     fn portable(key: &[u8; 64]) -> Self {
@@ -68,7 +97,11 @@ impl XtsKeys {
     pub(crate) fn round_keys(&self) -> Option<Vec<[u8; BLOCK_BYTES]>> {
         match self {
             #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+            Self::Avx512(keys) => Some(keys.round_keys()),
+            #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
             Self::Vaes(keys) => Some(keys.round_keys()),
+            #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+            Self::AesNi(keys) => Some(keys.round_keys()),
             Self::Portable(_) => None,
         }
     }
@@ -82,7 +115,11 @@ impl XtsKeys {
         let units = Units::new(unit_bytes, first_unit, data.len());
         match self {
             #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+            Self::Avx512(keys) => keys.encrypt(units, data),
+            #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
             Self::Vaes(keys) => keys.encrypt(units, data),
+            #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+            Self::AesNi(keys) => keys.encrypt(units, data),
             Self::Portable(keys) => keys.encrypt(units, data),
         }
     }
@@ -96,7 +133,11 @@ impl XtsKeys {
         let units = Units::new(unit_bytes, first_unit, data.len());
         match self {
             #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+            Self::Avx512(keys) => keys.decrypt(units, data),
+            #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
             Self::Vaes(keys) => keys.decrypt(units, data),
+            #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
+            Self::AesNi(keys) => keys.decrypt(units, data),
             Self::Portable(keys) => keys.decrypt(units, data),
         }
     }

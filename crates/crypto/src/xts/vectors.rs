@@ -9,12 +9,21 @@ use super::*;
 
 /// The key in every way in which this machine can use it, with names.
 fn every_way(key: &[u8; 64]) -> Vec<(&'static str, XtsKeys)> {
-    let portable = [("portable", XtsKeys::portable(key))];
     #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
-    let vaes = XtsKeys::vaes(key).map(|keys| ("VAES", keys));
+    let vector = [
+        ("AES-NI", XtsKeys::aes_ni(key)),
+        ("VAES", XtsKeys::vaes(key)),
+        ("AVX-512", XtsKeys::avx512(key)),
+    ];
     #[cfg(not(all(target_arch = "x86_64", not(sealvol_portable_xts))))]
-    let vaes = None;
-    portable.into_iter().chain(vaes).collect()
+    let vector: [(&str, Option<XtsKeys>); 0] = [];
+    let possible = vector
+        .into_iter()
+        .filter_map(|(way, keys)| Some((way, keys?)));
+    [("portable", XtsKeys::portable(key))]
+        .into_iter()
+        .chain(possible)
+        .collect()
 }
 
 /// Both directions of one data unit through one pair of keys.
@@ -187,14 +196,26 @@ fn every_tail_is_ciphered_in_every_way_and_nothing_beside_it() {
     }
 }
 
-/// So that the tests above say what ran: on a processor that has the instructions, both.
+/// So that the tests above say what ran: all that the processor has instructions for, the last of which is used.
 #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
 #[test]
-fn the_vector_code_is_chosen_where_the_processor_has_the_instructions() {
+fn the_widest_vector_code_is_chosen_for_which_the_processor_has_the_instructions() {
     let key = std::array::from_fn(|at| at.to_le_bytes()[0]);
-    let possible = vaes::Keys::are_possible();
-    assert_eq!(matches!(XtsKeys::new(&key), XtsKeys::Vaes(_)), possible);
-    assert_eq!(every_way(&key).len(), 1 + usize::from(possible));
+    let possible = [
+        avx2::Keys::<avx2::One>::are_possible(),
+        avx2::Keys::<avx2::Two>::are_possible(),
+        avx512::Keys::are_possible(),
+    ];
+    let chosen = match XtsKeys::new(&key) {
+        XtsKeys::Portable(_) => 0,
+        XtsKeys::AesNi(_) => 1,
+        XtsKeys::Vaes(_) => 2,
+        XtsKeys::Avx512(_) => 3,
+    };
+    let widest = possible.iter().rposition(|possible| *possible);
+    assert_eq!(chosen, widest.map_or(0, |at| at + 1));
+    let ways = possible.into_iter().filter(|possible| *possible).count();
+    assert_eq!(every_way(&key).len(), 1 + ways);
 }
 
 #[test]

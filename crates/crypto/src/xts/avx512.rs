@@ -1,4 +1,4 @@
-//! AES-256-XTS with the vector instructions of x86-64: VAES and VPCLMULQDQ on 512-bit registers.
+//! AES-256-XTS with the widest vector instructions of x86-64: VAES and VPCLMULQDQ on 512-bit registers.
 //!
 //! ```text
 //!   a register     4 blocks
@@ -20,11 +20,11 @@
 //! and written under masks.
 #![allow(unsafe_code)]
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 
 use cipher::inout::InOutBuf;
 
+use super::schedule::{Schedule, Schedules, halves, hidden};
 use super::{BLOCK_BYTES, Units};
 
 /// Blocks in a register.
@@ -42,24 +42,16 @@ const GROUP_BYTES: usize = GROUP * BLOCK_BYTES;
 /// Bytes of a register.
 const REGISTER_BYTES: usize = LANES * BLOCK_BYTES;
 
-/// The 15 round keys of AES-256, in the order in which they are used.
-type Schedule = [__m128i; 15];
-
 /// 32 blocks, or their tweaks.
 type Group = [__m512i; WIDTH];
 
-/// The expanded key: K1 in both directions and K2 in the one that XTS uses.
-pub(crate) struct Keys {
-    data_enc: Schedule,
-    data_dec: Schedule,
-    tweak: Schedule,
-}
+/// The expanded key, on a processor that has the instructions.
+pub(crate) struct Keys(Schedules);
 
 impl Keys {
     /// Whether the processor and the system have what this file uses.
     pub(super) fn are_possible() -> bool {
-        is_x86_feature_detected!("aes")
-            && is_x86_feature_detected!("avx512f")
+        is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vbmi2")
             && is_x86_feature_detected!("vaes")
@@ -68,28 +60,13 @@ impl Keys {
 
     /// Expands K1 ‖ K2, or gives `None` where the instructions are missing.
     pub(super) fn new(k1: &[u8; 32], k2: &[u8; 32]) -> Option<Self> {
-        if !Self::are_possible() {
-            return None;
-        }
-        // SAFETY: the processor has AES instructions, as was just asked.
-        let [data_enc, tweak] = unsafe { [expand(k1), expand(k2)] };
-        // SAFETY: as above.
-        let data_dec = unsafe { inverse(&data_enc) };
-        Some(Self {
-            data_enc,
-            data_dec,
-            tweak,
-        })
+        Self::are_possible().then(|| Schedules::expand(k1, k2).map(Self))?
     }
 
-    /// All of them, for tests that look for what must not be found.
+    /// All round keys, for tests that look for what must not be found.
     #[cfg(test)]
     pub(super) fn round_keys(&self) -> Vec<[u8; BLOCK_BYTES]> {
-        let schedules = [&self.data_enc, &self.data_dec, &self.tweak];
-        let keys = schedules.into_iter().flatten();
-        // SAFETY: both are 16 bytes of which every value is valid.
-        keys.map(|key| unsafe { std::mem::transmute(*key) })
-            .collect()
+        self.0.round_keys()
     }
 
     /// Encrypts `units`, which are all of `data`.
@@ -101,9 +78,9 @@ impl Keys {
         // SAFETY: a `Keys` is made only where the processor has the instructions (`new`).
         unsafe {
             if units.unit_blocks.is_multiple_of(GROUP) {
-                crypt::<true, false>(&self.data_enc, &self.tweak, units, data);
+                crypt::<true, false>(&self.0.data_enc, &self.0.tweak, units, data);
             } else {
-                crypt::<true, true>(&self.data_enc, &self.tweak, units, data);
+                crypt::<true, true>(&self.0.data_enc, &self.0.tweak, units, data);
             }
         }
     }
@@ -117,9 +94,9 @@ impl Keys {
         // SAFETY: as for `encrypt`.
         unsafe {
             if units.unit_blocks.is_multiple_of(GROUP) {
-                crypt::<false, false>(&self.data_dec, &self.tweak, units, data);
+                crypt::<false, false>(&self.0.data_dec, &self.0.tweak, units, data);
             } else {
-                crypt::<false, true>(&self.data_dec, &self.tweak, units, data);
+                crypt::<false, true>(&self.0.data_dec, &self.0.tweak, units, data);
             }
         }
     }
@@ -214,19 +191,6 @@ unsafe fn crypt_tail<const ENCRYPT: bool>(
         // SAFETY: as for the load.
         unsafe { _mm512_mask_storeu_epi64(to, mask(at), *register) };
     }
-}
-
-/// The same reference, of which the compiler no longer knows that it is: round keys would otherwise
-/// be kept from group to group in more registers than there are, and spilled to the stack.
-#[inline(always)]
-fn hidden<T>(reference: &T) -> &T {
-    let mut pointer: *const T = reference;
-    // SAFETY: no instruction.
-    unsafe {
-        asm!("/* {} */", inout(reg) pointer, options(readonly, nostack, preserves_flags));
-    }
-    // SAFETY: it is the reference that came in, with its lifetime.
-    unsafe { &*pointer }
 }
 
 /// # Safety
@@ -353,61 +317,4 @@ fn times_x_to_32(mut tweaks: Group) -> Group {
 #[target_feature(enable = "avx512f,vpclmulqdq")]
 fn reduced(out: __m512i) -> __m512i {
     _mm512_clmulepi64_epi128::<0x01>(out, _mm512_set1_epi64(REDUCTION))
-}
-
-/// Lower and upper half, as the intrinsics take them.
-#[inline(always)]
-fn halves(number: u128) -> [i64; 2] {
-    let bytes = number.to_le_bytes();
-    let half = |at: usize| i64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-    [half(0), half(8)]
-}
-
-/// AES-256 key expansion (FIPS 197 section 5.2).
-#[target_feature(enable = "aes")]
-fn expand(key: &[u8; 32]) -> Schedule {
-    let half = |at: usize| {
-        let half: &[u8; 16] = key[at..].first_chunk().expect("half of the key");
-        let [low, high] = halves(u128::from_le_bytes(*half));
-        _mm_set_epi64x(high, low)
-    };
-    let mut keys = [_mm_setzero_si128(); 15];
-    (keys[0], keys[1]) = (half(0), half(16));
-    step::<2, 0x01>(&mut keys);
-    step::<4, 0x02>(&mut keys);
-    step::<6, 0x04>(&mut keys);
-    step::<8, 0x08>(&mut keys);
-    step::<10, 0x10>(&mut keys);
-    step::<12, 0x20>(&mut keys);
-    step::<14, 0x40>(&mut keys);
-    keys
-}
-
-/// The round keys `AT` and, but after the last, `AT` + 1.
-#[target_feature(enable = "aes")]
-fn step<const AT: usize, const CONSTANT: i32>(keys: &mut Schedule) {
-    let word = _mm_aeskeygenassist_si128::<CONSTANT>(keys[AT - 1]);
-    keys[AT] = _mm_xor_si128(summed(keys[AT - 2]), _mm_shuffle_epi32::<0xff>(word));
-    if AT + 1 < keys.len() {
-        let word = _mm_aeskeygenassist_si128::<0>(keys[AT]);
-        keys[AT + 1] = _mm_xor_si128(summed(keys[AT - 1]), _mm_shuffle_epi32::<0xaa>(word));
-    }
-}
-
-/// Each word with all the words before it.
-#[target_feature(enable = "sse2")]
-fn summed(words: __m128i) -> __m128i {
-    let pairs = _mm_xor_si128(words, _mm_slli_si128::<4>(words));
-    _mm_xor_si128(pairs, _mm_slli_si128::<8>(pairs))
-}
-
-/// The schedule of the equivalent inverse cipher (FIPS 197 section 5.3.5).
-#[target_feature(enable = "aes")]
-fn inverse(keys: &Schedule) -> Schedule {
-    let mut inverse = *keys;
-    inverse.reverse();
-    for key in &mut inverse[1..14] {
-        *key = _mm_aesimc_si128(*key);
-    }
-    inverse
 }
