@@ -30,7 +30,9 @@ use aws_sdk_kms::config::endpoint::{DefaultResolver, Params, ResolveEndpoint as 
 use aws_sdk_kms::config::http::HttpResponse;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
-use aws_sdk_kms::config::{BehaviorVersion, IdentityCache, Region, StalledStreamProtectionConfig};
+use aws_sdk_kms::config::{
+    BehaviorVersion, Credentials, IdentityCache, Region, StalledStreamProtectionConfig,
+};
 use aws_sdk_kms::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_kms::operation::decrypt::{DecryptError, DecryptOutput};
 use aws_sdk_kms::primitives::Blob;
@@ -40,12 +42,12 @@ use sealvol_control::keychild::{
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, KeyError, SecretBytes, VOLUME_KEY_BYTES, VolumeKey};
-use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 use crate::confinement::Needs;
 use crate::http::{self, Failure, Found, Server};
 use crate::refusal::Remote;
+use crate::role::{PerRole, Role};
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use answer::{ACCESS_DENIED, DRY_RUN, first_line, verdict};
 use connector::Connector;
@@ -60,20 +62,7 @@ pub struct AwsKms {
     endpoint: Address,
     connector: Connector,
     memory: Arc<KeyMemory>,
-    clients: Mutex<Clients>,
-}
-
-#[derive(Default)]
-struct Clients {
-    create: Option<Client>,
-    attach: Option<Client>,
-}
-
-/// Whose credential.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Attach,
-    Create,
+    clients: PerRole<Client>,
 }
 
 /// What this provider needs of the system: where the endpoint is, and the files of its authorities and credentials.
@@ -143,32 +132,33 @@ impl AwsKms {
             connector: Connector::new(server.map_err(unusable)?),
             endpoint,
             memory: Arc::clone(memory),
-            clients: Mutex::default(),
+            clients: PerRole::new(),
         })
     }
 
     /// The SDK, as `role`: with that credential and our connection, without its own timeouts, retries and caches.
     async fn client(&self, role: Role) -> Result<Client, Refusal> {
-        let mut clients = self.clients.lock().await;
-        let (known, credential) = match (role, &self.service.create) {
-            (Role::Create, Some(create)) => (&mut clients.create, create),
-            _ => (&mut clients.attach, &self.service.attach),
-        };
-        if let Some(client) = known {
-            return Ok(client.clone());
-        }
+        let (create, attach) = (self.service.create.as_ref(), &self.service.attach);
+        self.clients
+            .of(role, create, attach, async |credential| {
+                Ok(self.new_client(profile::read(credential).await?))
+            })
+            .await
+    }
+
+    fn new_client(&self, credential: Credentials) -> Client {
         let config = Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(self.service.region.clone()))
             .endpoint_url(self.endpoint.origin())
-            .credentials_provider(profile::read(credential).await?)
+            .credentials_provider(credential)
             .identity_cache(IdentityCache::no_cache())
             .http_client(self.connector.clone())
             .retry_config(RetryConfig::disabled())
             .timeout_config(TimeoutConfig::disabled())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .build();
-        Ok(known.insert(Client::from_conf(config)).clone())
+        Client::from_conf(config)
     }
 
     /// Decrypts. The answer is in locked memory while the SDK reads it; what the SDK makes of it is wiped here.

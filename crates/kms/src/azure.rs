@@ -43,6 +43,7 @@ use tokio::sync::Mutex;
 use crate::confinement::Needs;
 use crate::http::{self, Answer, Body, Found, Question, Server};
 use crate::refusal::Remote;
+use crate::role::{PerRole, Role};
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use answer::{Asked, Bundle, Operation, Page, RECOVER, Verdict, verdict};
 use identity::unanswered;
@@ -78,23 +79,9 @@ pub(crate) struct Azure {
     authority: Server,
     metadata: Server,
     memory: Arc<KeyMemory>,
-    session: Mutex<Session>,
-}
-
-/// What the batch has learned so far.
-#[derive(Default)]
-struct Session {
-    create: Option<HeaderValue>,
-    attach: Option<HeaderValue>,
-    /// Versions of keys that the `create` identity may not unwrap with.
-    apart: BTreeSet<String>,
-}
-
-/// Whose identity.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Attach,
-    Create,
+    tokens: PerRole<HeaderValue>,
+    /// Versions of keys that the `create` identity may not unwrap with, as this batch has learned.
+    apart: Mutex<BTreeSet<String>>,
 }
 
 /// What this provider needs of the system: where its servers are, and the files of authorities and secrets.
@@ -148,7 +135,8 @@ impl Azure {
             metadata: server(&service.metadata).map_err(unusable)?,
             service: service.clone(),
             memory: Arc::clone(memory),
-            session: Mutex::default(),
+            tokens: PerRole::new(),
+            apart: Mutex::default(),
         })
     }
 
@@ -181,16 +169,12 @@ impl Azure {
 
     /// The authorization of a role; gets a token if that is what it takes.
     async fn token(&self, role: Role) -> Result<HeaderValue, Refusal> {
-        let mut session = self.session.lock().await;
-        let (known, identity) = match (role, &self.service.create) {
-            (Role::Create, Some(create)) => (&mut session.create, create),
-            _ => (&mut session.attach, &self.service.attach),
-        };
-        if let Some(token) = known {
-            return Ok(token.clone());
-        }
-        let token = self.authorization(identity).await?;
-        Ok(known.insert(token).clone())
+        let (create, attach) = (self.service.create.as_ref(), &self.service.attach);
+        self.tokens
+            .of(role, create, attach, async |identity| {
+                self.authorization(identity).await
+            })
+            .await
     }
 
     /// What the vault says of a key; of one that it has put away, that it has.
@@ -281,7 +265,7 @@ impl Azure {
     /// vault has no call that tells what somebody may do.
     async fn keep_apart(&self, key: &KeyId, modulus: usize) -> Result<(), Refusal> {
         let path = key.path();
-        if self.service.single_credential || self.session.lock().await.apart.contains(&path) {
+        if self.service.single_credential || self.apart.lock().await.contains(&path) {
             return Ok(());
         }
         let (throw_away, context) = (self.new_key()?, EncryptionContext::default());
@@ -297,7 +281,7 @@ impl Azure {
             .map(drop);
         match tried.map_err(|refusal| (refusal.class(), refusal)) {
             Err((FailureClass::NotPermitted, _)) => {
-                self.session.lock().await.apart.insert(path);
+                self.apart.lock().await.insert(path);
                 Ok(())
             }
             Ok(()) | Err((FailureClass::WrongKeyOrTamper, _)) => {

@@ -35,6 +35,7 @@ mod http;
 pub mod local;
 pub mod pkcs11;
 mod refusal;
+mod role;
 pub mod tpm2;
 pub mod transit;
 

@@ -41,6 +41,7 @@ use tokio::sync::Mutex;
 use crate::confinement::Needs;
 use crate::http::{self, Answer, Body, Failure, Found, Question, Server};
 use crate::refusal::Remote;
+use crate::role::{PerRole, Role};
 use crate::{KeyService, Refusal, Unwrapped, WrappedUnder};
 use answer::{Capabilities, Ciphertext, Key, Names, Plaintext, Reply, verdict};
 
@@ -65,23 +66,9 @@ pub struct Transit {
     server: Server,
     namespace: Option<HeaderValue>,
     memory: Arc<KeyMemory>,
-    session: Mutex<Session>,
-}
-
-/// What the batch has learned so far.
-#[derive(Default)]
-struct Session {
-    create: Option<HeaderValue>,
-    attach: Option<HeaderValue>,
-    /// Keys that the `create` credential may not unwrap with.
-    apart: BTreeSet<String>,
-}
-
-/// Whose credential.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Role {
-    Attach,
-    Create,
+    tokens: PerRole<HeaderValue>,
+    /// Keys that the `create` credential may not unwrap with, as this batch has learned.
+    apart: Mutex<BTreeSet<String>>,
 }
 
 /// What this provider needs of the system: where the server is, and the files of its authorities and credentials.
@@ -131,7 +118,8 @@ impl Transit {
             namespace,
             service: service.clone(),
             memory: Arc::clone(memory),
-            session: Mutex::default(),
+            tokens: PerRole::new(),
+            apart: Mutex::default(),
         })
     }
 
@@ -212,7 +200,7 @@ impl Transit {
 
     /// Sees to it that the credential that makes wrapped keys could not open one of `key`.
     async fn keep_apart(&self, key: &str) -> Result<(), Refusal> {
-        if self.service.single_credential || self.session.lock().await.apart.contains(key) {
+        if self.service.single_credential || self.apart.lock().await.contains(key) {
             return Ok(());
         }
         let mount = &self.service.mount;
@@ -253,7 +241,7 @@ impl Transit {
                 return Err(self.too_powerful(format!("has [{can}] on {path}")));
             }
         }
-        self.session.lock().await.apart.insert(key.to_owned());
+        self.apart.lock().await.insert(key.to_owned());
         Ok(())
     }
 

@@ -10,8 +10,9 @@ use sealvol_control::keychild::{
     FailureClass, KeyChange, KeyDescription, KeyState, KeyVersion, Lifecycle, Origin,
 };
 
-use super::{AwsKms, Role, VERSION};
+use super::{AwsKms, VERSION};
 use crate::Refusal;
+use crate::role::Role;
 
 /// Days between two rotations if nobody said. [AWS KMS API reference, EnableKeyRotation]
 const USUAL_PERIOD: i32 = 365;

@@ -8,23 +8,25 @@ use sealvol_control::keychild::{Credential, FailureClass};
 use zeroize::Zeroize as _;
 
 use super::answer::{Login, verdict};
-use super::{Role, Transit, outage};
+use super::{Transit, outage};
 use crate::Refusal;
 use crate::credential::read;
 use crate::http::{self, Answer};
 use crate::refusal::Remote;
+use crate::role::Role;
 
 impl Transit {
     /// The token of a role; logs in if that is what it takes.
     pub(super) async fn token(&self, role: Role) -> Result<HeaderValue, Refusal> {
-        let mut session = self.session.lock().await;
-        let (known, credential) = match (role, &self.service.create) {
-            (Role::Create, Some(create)) => (&mut session.create, create),
-            _ => (&mut session.attach, &self.service.attach),
-        };
-        if let Some(token) = known {
-            return Ok(token.clone());
-        }
+        let (create, attach) = (self.service.create.as_ref(), &self.service.attach);
+        self.tokens
+            .of(role, create, attach, async |credential| {
+                self.authenticated(credential).await
+            })
+            .await
+    }
+
+    async fn authenticated(&self, credential: &Credential) -> Result<HeaderValue, Refusal> {
         let token = match credential {
             Credential::TokenFile(path) => http::secret_header(&read(path)?),
             Credential::Approle {
@@ -36,8 +38,7 @@ impl Transit {
                 self.log_in(mount, &role_id, &secret_id).await?
             }
         };
-        let token = token.ok_or_else(|| self.nonsense("a token that no header can hold"))?;
-        Ok(known.insert(token).clone())
+        token.ok_or_else(|| self.nonsense("a token that no header can hold"))
     }
 
     async fn log_in(
