@@ -1,7 +1,7 @@
 //! Clears what key schedules leave behind: the stack below the caller and the vector registers.
 //!
-//! Key expansion and every cipher call leave round keys on the stack and in vector registers; no
-//! destructor reaches them. So each of them runs in a frame of its own, behind
+//! Key expansion, MACs and the portable cipher leave key bytes on the stack, and every cipher call leaves them in
+//! vector registers; no destructor reaches them. So each of them runs in a frame of its own, behind
 //! `#[inline(never)]`, and afterwards that part of the stack and all registers that a callee may
 //! use are overwritten:
 //!
@@ -12,8 +12,10 @@
 //! ```
 //!
 //! What always holds: a closure given to [`with_cleared_residue`] returns nothing secret, and a
-//! panic in it clears all the same. Key set-up and MAC calls clear at once; cipher calls leave it to
-//! the worker, which calls [`clear_residue`] once per batch, before it sleeps or blocks.
+//! panic in it clears all the same. Key set-up and MAC calls clear at once. Cipher calls leave the registers
+//! to the worker, which calls [`clear_residue`] once per batch, before it sleeps or blocks; on the stack
+//! they leave no round key: the next value that is made there and moved to the heap would take it along, in
+//! the bytes that it does not use.
 //!
 //! It never clears what lies above its caller's frame, nor other threads.
 #![allow(unsafe_code)]
@@ -46,6 +48,15 @@ pub(crate) fn with_cleared_residue<R>(work: impl FnOnce() -> R) -> R {
     }
     let _clear = Clear;
     boundary(work)
+}
+
+/// Runs `work` in a frame of its own, then clears that part of the stack and leaves the registers, which no value is moved with.
+///
+/// `R` must not hold key bytes.
+pub(crate) fn with_cleared_stack<R>(work: impl FnOnce() -> R) -> R {
+    let result = boundary(work);
+    burn_stack();
+    result
 }
 
 /// Runs `work` in a frame of its own, so that a later [`clear_residue`] of the caller reaches it.
@@ -209,10 +220,11 @@ fn clear_registers() {}
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    //! The vector registers, which no search of memory sees.
+    //! The vector registers, which no search of memory sees; and the stack below a cipher call, before anybody clears it.
 
     use super::*;
     use crate::xts::XtsKeys;
+    use crate::xts::vectors::every_way;
 
     type Registers = [[u8; 64]; 32];
 
@@ -309,6 +321,71 @@ mod tests {
             assert!(pieces.any(|piece| keys.iter().any(|key| key == piece)));
         }
         assert!(cleared.iter().all(|register| *register == [0; 64]));
+    }
+
+    /// What `work` leaves on the stack below its caller.
+    #[inline(never)]
+    fn left_on_stack(work: &dyn Fn()) -> Vec<u8> {
+        let mut copy = vec![0; BURN_BYTES];
+        burn_stack();
+        work();
+        // SAFETY: reads the thread's own stack, as far as it was just written to from a frame below this one, and
+        // writes as many bytes to a vector of that length. What is named is changed, and the memory.
+        unsafe {
+            std::arch::asm!(
+                "lea rsi, [rsp - {len}]",
+                "rep movsb",
+                len = const BURN_BYTES,
+                inout("rcx") BURN_BYTES => _,
+                inout("rdi") copy.as_mut_ptr() => _,
+                out("rsi") _,
+                options(nostack, preserves_flags),
+            );
+        }
+        copy
+    }
+
+    /// Which of `keys` stand in `bytes`, whole or by half, and how often.
+    fn found(keys: &[[u8; 16]], bytes: &[u8]) -> usize {
+        let halves = keys.iter().flat_map(|key| key.chunks(8));
+        halves
+            .map(|half| bytes.windows(8).filter(|part| *part == half).count())
+            .sum()
+    }
+
+    #[test]
+    fn no_cipher_call_leaves_a_round_key_on_the_stack() {
+        let key: [u8; 64] = std::array::from_fn(|at| 0x3b ^ (at as u8).wrapping_mul(151));
+        let all = every_way(&key);
+        let known = all.iter().find_map(|(_, keys)| keys.round_keys());
+        let Some(known) = known else {
+            return; // the portable code's are not known where the processor has no instructions for AES
+        };
+        let spilled = || {
+            std::hint::black_box(known[20]);
+        };
+        let control = left_on_stack(&spilled);
+        assert_ne!(found(&known, &control), 0, "the control");
+        let mut data = vec![0; 64 << 10];
+        let data = std::cell::RefCell::new(&mut data[..]);
+        for (way, keys) in &all {
+            for unit in [512, 4096] {
+                for len in [unit, 8 * unit, 64 << 10] {
+                    let encrypt = || {
+                        keys.encrypt(unit, 3, (&mut data.borrow_mut()[..len]).into());
+                    };
+                    let decrypt = || {
+                        keys.decrypt(unit, 3, (&mut data.borrow_mut()[..len]).into());
+                    };
+                    let calls: [(&str, &dyn Fn()); 2] =
+                        [("encrypt", &encrypt), ("decrypt", &decrypt)];
+                    for (name, call) in calls {
+                        let left = found(&known, &left_on_stack(call));
+                        assert_eq!(left, 0, "{way}: {name}, {len} bytes in units of {unit}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

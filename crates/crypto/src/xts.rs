@@ -34,6 +34,8 @@ mod schedule;
 
 use cipher::inout::InOutBuf;
 
+use crate::residue::with_cleared_stack;
+
 /// Bytes of an AES block.
 pub(crate) const BLOCK_BYTES: usize = 16;
 
@@ -120,7 +122,7 @@ impl XtsKeys {
             Self::Vaes(keys) => keys.encrypt(units, data),
             #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
             Self::AesNi(keys) => keys.encrypt(units, data),
-            Self::Portable(keys) => keys.encrypt(units, data),
+            Self::Portable(keys) => with_cleared_stack(|| keys.encrypt(units, data)),
         }
     }
 
@@ -138,7 +140,7 @@ impl XtsKeys {
             Self::Vaes(keys) => keys.decrypt(units, data),
             #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
             Self::AesNi(keys) => keys.decrypt(units, data),
-            Self::Portable(keys) => keys.decrypt(units, data),
+            Self::Portable(keys) => with_cleared_stack(|| keys.decrypt(units, data)),
         }
     }
 }
@@ -191,4 +193,4 @@ impl Units {
 }
 
 #[cfg(test)]
-mod vectors;
+pub(crate) mod vectors;

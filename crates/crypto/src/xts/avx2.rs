@@ -12,7 +12,8 @@
 //!
 //! What always holds: a value of a register type exists only where the processor has all instructions that are used on
 //! it, and so does a [`Keys`]; no branch and no address depends on a key or on data. What stays in vector registers
-//! and on the stack is left to `clear_residue`.
+//! is left to `clear_residue`; no round key is on the stack (`residue.rs` says why, and its tests look), so each use of
+//! a schedule in a loop is one that the compiler can't make ready before it.
 //!
 //! It never touches a byte outside the source and the destination: what is less than a group goes through a copy.
 #![allow(unsafe_code)]
@@ -373,9 +374,7 @@ unsafe fn crypt<R: Register, const ENCRYPT: bool>(
     let (groups, tail) = (unit_blocks / group, unit_blocks % group);
     let (mut input, mut output) = data.into_raw();
     // SAFETY: the instructions are possible.
-    let encrypted =
-        |unit: usize| unsafe { encrypted_tweaks::<R>(tweak, first.wrapping_add(unit as u128)) };
-    let mut ahead = encrypted(0);
+    let mut ahead = unsafe { encrypted_tweaks::<R>(tweak, first) };
     let mut these = ahead;
     for unit in 0..units {
         let lane = unit % R::LANES;
@@ -383,7 +382,9 @@ unsafe fn crypt<R: Register, const ENCRYPT: bool>(
             these = ahead;
             if unit + R::LANES < units {
                 // Needed only after these: its latency hides behind their rounds.
-                ahead = encrypted(unit + R::LANES);
+                let next = first.wrapping_add((unit + R::LANES) as u128);
+                // SAFETY: the instructions are possible.
+                ahead = unsafe { encrypted_tweaks::<R>(tweak, next) };
             }
         }
         let mut tweaks = [these.everywhere(lane); WIDTH];
@@ -404,7 +405,7 @@ unsafe fn crypt<R: Register, const ENCRYPT: bool>(
         }
         if tail != 0 {
             // SAFETY: `tail` blocks, less than a group, are left in this data unit.
-            unsafe { crypt_tail::<R, ENCRYPT>(keys, &tweaks, tail, input, output) };
+            unsafe { crypt_tail::<R, ENCRYPT>(hidden(keys), &tweaks, tail, input, output) };
             let bytes = tail * BLOCK_BYTES;
             // SAFETY: as above; at most one past the end.
             (input, output) = unsafe { (input.add(bytes), output.add(bytes)) };

