@@ -9,6 +9,7 @@ use sealvol_tests::outcome::Outcome;
 use sealvol_tests::place::Place;
 use serde_json::{Value, json};
 
+const CONFLICT: i32 = 5;
 const REFUSED: i32 = 3;
 const USAGE: i32 = 2;
 
@@ -194,4 +195,32 @@ fn material_with_an_expiry_says_when() {
     );
     let key: Value = daemon.sealvol_json(&["key", "show", KEY]);
     assert_eq!(key["material_expires"], json!(until));
+}
+
+#[test]
+fn whoever_has_imported_material_stands_in_the_way_of_a_proof_of_a_shred() {
+    let place = Place::new();
+    let daemon = Daemon::start(&place);
+    let create = ["key", "create", KEY, "--origin", "external"];
+    daemon.sealvol(&create).succeeded();
+    let files = prepare(&daemon, &place, "first", 7);
+    import(&daemon, &files, &["--no-expiry"]).succeeded();
+    let create = ["volume", "create", "v", "--size", "4M", "--key", KEY];
+    daemon.sealvol(&create).succeeded();
+    let shred = ["volume", "delete", "v", "--shred"];
+    let words = [
+        "imported",
+        "without this key service",
+        "each copy of that material",
+    ];
+    daemon
+        .sealvol(&[&shred[..], &["--require-proof"]].concat())
+        .failed_with(CONFLICT, &words);
+    daemon.attach("v");
+    daemon.detach("v");
+    let deleted = daemon.sealvol_json(&shred);
+    let proof = &deleted["proof"];
+    assert_eq!(proof["tombstones"][0]["provider"], "local");
+    assert_eq!(proof["complete"], false);
+    daemon.stop();
 }

@@ -1,5 +1,6 @@
 //! `volume delete --shred` of what has several layers: no wrapped key is left in any slot of a layer that goes, and none is
-//! touched in one that stays. Each superblock is looked at through a second link to its file.
+//! touched in one that stays. Each superblock is looked at through a second link to its file. What becomes of copies that were
+//! saved before is in `shred_proof.rs`.
 
 use std::path::PathBuf;
 

@@ -205,9 +205,12 @@ pub(crate) enum Volume {
     Delete {
         /// Its name
         name: VolumeName,
-        /// Overwrite its wrapped keys first
+        /// Overwrite its wrapped keys first, and have its key service refuse every copy of them, if it can
         #[arg(long)]
         shred: bool,
+        /// Delete nothing unless no copy can be opened any more: exit code 5 says what could
+        #[arg(long, requires = "shred")]
+        require_proof: bool,
         /// Delete its snapshots with it
         #[arg(long)]
         snapshots: bool,

@@ -306,7 +306,36 @@ pub(crate) fn deleted(deleted: &api::Deleted) -> String {
         0 => String::new(),
         count => format!("; {count} of its layers stay, other volumes stand on them"),
     };
-    format!("Volume {} deleted{how}{kept}\n", deleted.name)
+    let mut text = format!("Volume {} deleted{how}{kept}\n", deleted.name);
+    if let Some(proof) = &deleted.proof {
+        shred_proof(&mut text, proof);
+    }
+    text
+}
+
+/// What holds of copies that are elsewhere.
+fn shred_proof(text: &mut String, proof: &api::ShredProof) {
+    for stands in &proof.tombstones {
+        text.push_str(&format!(
+            "Refused for ever by {}, wherever copies are (key database {}, change {})\n",
+            stands.provider, stands.database, stands.changes
+        ));
+    }
+    for end in &proof.ends {
+        text.push_str(&format!(
+            "No proof: copies elsewhere open under {}, since {}. To end them, {}\n",
+            end.key, end.cause, end.end
+        ));
+        if let Some(command) = &end.command {
+            text.push_str(&format!("    {command}\n"));
+        }
+    }
+    if proof.layers_left > 0 {
+        text.push_str(&format!(
+            "No proof: {} layers that were made for it stay, other volumes stand on them\n",
+            proof.layers_left
+        ));
+    }
 }
 
 pub(crate) fn volume_map(map: &api::VolumeMap) -> String {

@@ -157,6 +157,7 @@ fn actions_say_what_they_did() {
         name: volume.name,
         shredded: true,
         layers_kept: 0,
+        proof: None,
     };
     assert_eq!(
         deleted(&gone),
@@ -170,6 +171,51 @@ fn actions_say_what_they_did() {
     assert_eq!(
         deleted(&shared),
         "Volume v deleted; 2 of its layers stay, other volumes stand on them\n"
+    );
+}
+
+#[test]
+fn a_shred_says_who_refuses_copies_and_what_alone_ends_others() {
+    let gone = api::Deleted {
+        name: "v".parse().expect("a valid name"),
+        shredded: true,
+        layers_kept: 0,
+        proof: Some(api::ShredProof {
+            complete: true,
+            tombstones: vec![api::VolumeTombstone {
+                provider: "local".into(),
+                database: "0d7c".into(),
+                changes: 7,
+            }],
+            ends: Vec::new(),
+            layers_left: 0,
+        }),
+    };
+    assert_eq!(
+        deleted(&gone),
+        "Volume v deleted, its wrapped keys overwritten\n\
+         Refused for ever by local, wherever copies are (key database 0d7c, change 7)\n"
+    );
+    let unproved = api::Deleted {
+        proof: Some(api::ShredProof {
+            ends: vec![api::OnlyEnd {
+                key: "bao:volumes".into(),
+                cause: "its key service forgets no single wrapped key".into(),
+                end: "delete the key, which ends every volume under it".into(),
+                command: Some("bao delete transit/keys/volumes".into()),
+            }],
+            layers_left: 2,
+            ..api::ShredProof::default()
+        }),
+        ..gone
+    };
+    assert_eq!(
+        deleted(&unproved),
+        "Volume v deleted, its wrapped keys overwritten\n\
+         No proof: copies elsewhere open under bao:volumes, since its key service forgets no single wrapped key. \
+         To end them, delete the key, which ends every volume under it\n    \
+         bao delete transit/keys/volumes\n\
+         No proof: 2 layers that were made for it stay, other volumes stand on them\n"
     );
 }
 

@@ -202,9 +202,14 @@ async fn volume(client: &Client, print: &Printer, verb: Volume) -> Result<(), Co
         Volume::Delete {
             name,
             shred,
+            require_proof,
             snapshots,
         } => {
-            let request = api::DeleteVolume { shred, snapshots };
+            let request = api::DeleteVolume {
+                shred,
+                require_proof,
+                snapshots,
+            };
             print.answer(
                 &client.delete_volume(&name, &request).await?,
                 render::deleted,

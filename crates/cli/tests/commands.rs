@@ -21,6 +21,7 @@ fn a_wrong_word_is_a_usage_error() {
         &["volume", "create", "v"],
         &["volume", "create", "v", "--size", "10 parsecs"],
         &["volume", "show", "../etc"],
+        &["volume", "delete", "v", "--require-proof"],
     ] {
         let output = sealvol(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");

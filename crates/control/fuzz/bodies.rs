@@ -25,6 +25,7 @@ pub(crate) fn messages(data: &[u8]) {
     kept::<api::CreateKey>(data);
     kept::<api::CreateVolume>(data);
     kept::<api::DeleteVolume>(data);
+    kept::<api::Deleted>(data);
     kept::<api::DetachVolume>(data);
     kept::<api::ErrorReply>(data);
     kept::<api::JobList>(data);

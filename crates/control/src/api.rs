@@ -72,6 +72,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod deletion;
 mod import;
 mod jobs;
 mod key_sets;
@@ -81,6 +82,7 @@ mod rewrap;
 mod snapshots;
 mod status;
 
+pub use deletion::{DeleteVolume, Deleted, OnlyEnd, ShredProof, VolumeTombstone};
 pub use import::{GetImportParameters, ImportMaterial, ImportParameters};
 pub use jobs::{
     Copied, FreshKey, JOB_RATE_MIN, Job, JobKind, JobList, JobResult, JobState, Opened,
@@ -364,30 +366,6 @@ pub struct Adopted {
     /// Its data key is wrapped by a public key, so whoever has that could have made all of it, MAC included.
     #[serde(default)]
     pub forgeable: bool,
-}
-
-/// Ask to delete a volume that is not attached.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeleteVolume {
-    /// Overwrite the wrapped keys first, so that what remains of the ciphertext on the medium
-    /// cannot be read with the key-encryption key either.
-    #[serde(default)]
-    pub shred: bool,
-    /// Delete its snapshots with it.
-    #[serde(default)]
-    pub snapshots: bool,
-}
-
-/// What became of a [`DeleteVolume`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Deleted {
-    /// The volume that is gone.
-    pub name: VolumeName,
-    /// Its wrapped keys were overwritten.
-    pub shredded: bool,
-    /// Layers that other volumes stand on, and that stay.
-    pub layers_kept: usize,
 }
 
 /// The states of a volume.

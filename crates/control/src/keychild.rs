@@ -30,6 +30,7 @@ pub mod message;
 mod pkcs11;
 mod policy;
 mod remote;
+mod tombstone;
 mod tpm2;
 mod transit;
 
@@ -65,6 +66,7 @@ pub use message::{
 pub use pkcs11::{Pkcs11Service, WrapMechanism};
 pub use policy::{POLICY_BYTES_MAX, POLICY_CONTEXT, Policy, PolicyError, Principal};
 pub use remote::Address;
+pub use tombstone::{CONTEXT_DATA_KEY, CONTEXT_VOLUME, Tombstones};
 pub use tpm2::{PcrBank, Tpm2Service};
 pub use transit::{Credential, TransitService};
 

@@ -139,6 +139,16 @@ pub enum Error {
         /// How many layers.
         layers: usize,
     },
+    /// A proof was asked for, and something would go on to open copies of the volume.
+    #[error("volume {name}: there would be no proof: {cause}")]
+    NoProof {
+        /// The volume.
+        name: VolumeName,
+        /// What it is.
+        cause: String,
+        /// What ends it.
+        next_step: String,
+    },
     /// A volume on a block device, and nowhere for another layer.
     #[error(
         "volume {0}: it is on a block device, and no directory for further layers was named when it was created"

@@ -14,6 +14,7 @@ mod lifecycle;
 mod pins;
 mod policy;
 mod relied_on;
+mod tombstones;
 mod turns;
 
 use std::collections::BTreeMap;

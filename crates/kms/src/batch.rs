@@ -148,6 +148,10 @@ async fn carry_out_one<S: KeyService>(
             Done::SetPolicy
         }
         Call::Tend => Done::Tend(service.tend().await?),
+        Call::Tombstone(tombstones) => {
+            service.tombstone(tombstones).await?;
+            Done::Tombstone
+        }
         Call::Unwrap {
             key,
             wrapped,
@@ -223,6 +227,7 @@ fn name(call: &Call) -> &'static str {
         Call::Rewrap { .. } => "Rewrap",
         Call::SetPolicy { .. } => "PutKeyPolicy",
         Call::Tend => "Tend",
+        Call::Tombstone(_) => "Tombstone",
         Call::Unwrap { .. } => "Unwrap",
     }
 }

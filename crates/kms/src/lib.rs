@@ -16,7 +16,7 @@
 //! | key unusable | key disabled, pending deletion or pending import; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
 //! | not permitted | the caller's right, the key's policy for the caller, or the credential's policy does not cover the call; rotated on demand too often; a file that others can read or write | no retry |
 //! | wrong key or tamper | wrapped key, context, key material or table of keys changed, or an older table; wrapped under another key; wrong master key | never retries; alarm |
-//! | gone for ever | no such key | keeps the ciphertext |
+//! | gone for ever | no such key; a volume that was shredded | keeps the ciphertext |
 //! | transient | database busy, I/O error, no locked memory; a server that is away, sealed, overloaded, or not who it should be | retries with backoff where that can help; never a revocation |
 //! | caller bug | malformed name, context, wrapped key or policy; key exists; material, or a token of an import, that is not taken | rejects |
 //!
@@ -44,7 +44,7 @@ use std::sync::Arc;
 
 use sealvol_control::keychild::{
     AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, Origin, TableState,
-    Tended, Wrapped, WrappingAlgorithm, WrappingKeySpec,
+    Tended, Tombstones, Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, VolumeKey};
@@ -168,6 +168,11 @@ pub trait KeyService {
     /// Does what is due; nothing, where the service sees to that itself.
     fn tend(&self) -> impl Future<Output = Result<Tended, Refusal>> {
         async { Ok(Tended::default()) }
+    }
+
+    /// Refuses volumes and data keys for ever, durably, where the service keeps such a list.
+    fn tombstone(&self, _tombstones: &Tombstones) -> impl Future<Output = Result<(), Refusal>> {
+        async { Err(Refusal::Unsupported { call: "Tombstone" }) }
     }
 
     /// The volume key, in a slot of `memory`.

@@ -13,7 +13,8 @@
 //! - a wrapped key is opened by the key and version it names, if that is the key the caller named;
 //! - the master key of an existing database is never made anew;
 //! - what is said of keys (names, states, versions, deadlines) stands under a MAC by the master key, and a table older than the
-//!   one that the caller relies on is refused.
+//!   one that the caller relies on is refused;
+//! - what was shredded is refused for ever, wherever a wrapped copy comes from.
 //!
 //! It does not keep whoever can read both database and master key from the keys, nor root.
 //! `LOCAL.md` describes the file for those who have to read it without this program.
@@ -29,6 +30,7 @@ pub(crate) mod place;
 mod policy;
 mod schema;
 mod table;
+mod tombstones;
 mod unwrapping;
 
 use std::cell::RefCell;
@@ -39,8 +41,8 @@ use std::sync::Arc;
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
     ALIAS_PREFIX, AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, KeyState,
-    Lifecycle, LocalService, MasterKey, Origin, Principal, Right, TableState, Tended, Wrapped,
-    WrappingAlgorithm, WrappingKeySpec,
+    Lifecycle, LocalService, MasterKey, Origin, Principal, Right, TableState, Tended, Tombstones,
+    Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
@@ -265,7 +267,8 @@ impl Local {
         })
     }
 
-    /// The key that `key` names, if the principal may use it so and its state allows it.
+    /// The key that `key` names, if the principal may use it so, the context is of nothing that was shredded, and its state
+    /// allows it.
     fn usable<'t>(
         &self,
         table: &'t Table,
@@ -275,6 +278,7 @@ impl Local {
     ) -> Result<&'t Key, Refusal> {
         let found = self.find_in(table, key)?;
         self.permit(found, action, Some(context))?;
+        self.check_not_buried(table, found, context)?;
         self.check_usable(found)?;
         Ok(found)
     }
@@ -537,6 +541,10 @@ impl KeyService for Local {
 
     async fn tend(&self) -> Result<Tended, Refusal> {
         self.tend_keys()
+    }
+
+    async fn tombstone(&self, tombstones: &Tombstones) -> Result<(), Refusal> {
+        self.bury(tombstones)
     }
 
     async fn unwrap(

@@ -142,6 +142,8 @@ pub enum Refusal {
     Remote(#[from] Remote),
     #[error("sealed key {}: damaged: {reason}", path.display())]
     SealedKeyDamaged { path: PathBuf, reason: String },
+    #[error("key {key}: {what} was shredded, and is refused for ever")]
+    Shredded { key: String, what: String },
     #[error("key service {server}: {reason}")]
     ServerAway { server: String, reason: String },
     #[error("{}: {source}", path.display())]
@@ -430,6 +432,11 @@ impl Refusal {
                 KeyUnusable,
                 "SealedKeyDamaged",
                 "restore the file from a backup",
+            ),
+            Self::Shredded { .. } => (
+                GoneForEver,
+                "VolumeShredded",
+                "delete what is there of it: sealvol volume delete --shred; nothing brings it back",
             ),
             Self::ServerAway { .. } => (
                 Transient,

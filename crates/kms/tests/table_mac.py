@@ -58,7 +58,7 @@ def message(database, format):
 def main():
     arguments = tool.parser("Checks the MAC over the table of keys.", context=False)
     arguments.add_argument("--write", action="store_true", help="make it anew")
-    arguments.add_argument("--format", type=int, default=5)
+    arguments.add_argument("--format", type=int, default=6)
     arguments = arguments.parse_args()
     database = tool.open_database(arguments.database)
     db_id, master = tool.master_key(database, arguments)

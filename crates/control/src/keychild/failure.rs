@@ -14,7 +14,7 @@ use super::frame::FrameError;
 pub enum FailureClass {
     /// The call itself is wrong: rejected, a retry gives the same.
     CallerBug,
-    /// The key is destroyed or never was: the ciphertext is kept, the volume cannot be attached.
+    /// The key is destroyed or never was, or the volume was shredded: the ciphertext is kept, the volume cannot be attached.
     GoneForEver,
     /// The key exists and cannot be used now (disabled, pending deletion, its master key not at
     /// hand): no retry, the volume stays available.

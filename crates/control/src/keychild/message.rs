@@ -19,6 +19,7 @@ use super::lifecycle::{
 };
 use super::pkcs11::Pkcs11Service;
 use super::policy::Principal;
+use super::tombstone::Tombstones;
 use super::tpm2::Tpm2Service;
 use super::transit::TransitService;
 
@@ -60,7 +61,7 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable` | no | no | yes |
+/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable`, `Tombstone` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
 /// So whoever creates a volume never sees its key, and whoever attaches one cannot make another. The policy of a key, if it has
@@ -89,7 +90,8 @@ impl Right {
             | Call::ImportParameters { .. }
             | Call::Policy { .. }
             | Call::SetPolicy { .. }
-            | Call::Tend => self == Self::Administer,
+            | Call::Tend
+            | Call::Tombstone(_) => self == Self::Administer,
             Call::Describe { .. } | Call::ListKeys => true,
             Call::Generate { .. } => self == Self::Create,
             Call::Rewrap { .. } => self != Self::Attach,
@@ -285,6 +287,8 @@ pub enum Call {
     },
     /// Do what is due by now (automatic rotation), tell what else is, and count the time that the host has run.
     Tend,
+    /// Refuse volumes and data keys for ever. What is refused already stays so: that is no failure.
+    Tombstone(Tombstones),
     /// Put the plaintext of a wrapped key on the key socket.
     Unwrap {
         /// The key it must be wrapped under; another one is refused even where it would open it.
@@ -350,6 +354,8 @@ pub enum Done {
     SetPolicy,
     /// What was due.
     Tend(Tended),
+    /// They stand, durably.
+    Tombstone,
     /// The plaintext is the next 64 bytes on the key socket.
     Unwrap {
         /// Id of the key that opened it.
@@ -379,6 +385,7 @@ impl Done {
                 | (Self::Rewrap(_), Call::Rewrap { .. })
                 | (Self::SetPolicy, Call::SetPolicy { .. })
                 | (Self::Tend(_), Call::Tend)
+                | (Self::Tombstone, Call::Tombstone(_))
                 | (Self::Unwrap { .. }, Call::Unwrap { .. })
         )
     }

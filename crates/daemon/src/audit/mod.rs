@@ -143,7 +143,7 @@ pub(crate) enum Operation {
     SetKeyPolicy,
     /// A key-encryption key is rotated by itself from now on, or not any more.
     SetKeyRotation,
-    /// Wrapped keys were overwritten.
+    /// Wrapped keys are about to be overwritten, and before that key services to refuse a volume for ever; or what they do.
     Shred,
     /// A data key was unwrapped.
     Unwrap,

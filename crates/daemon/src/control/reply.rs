@@ -13,6 +13,7 @@ use crate::registry::RegistryError;
 pub(crate) fn error(error: &Error) -> ApiError {
     let next_step = match error {
         Error::Key { failure, .. } => Some(sentence(&failure.next_step)),
+        Error::NoProof { next_step, .. } => Some(next_step.clone()),
         _ => next_step(error).map(str::to_owned),
     };
     ApiError {
@@ -80,6 +81,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::HasSnapshots { .. }
         | Error::LayersShared { .. }
         | Error::NoPlaceForLayers(_)
+        | Error::NoProof { .. }
         | Error::NotAttached(_)
         | Error::Registered { .. }
         | Error::Registry(RegistryError::NameTaken(_) | RegistryError::SnapshotTaken(_))
@@ -285,6 +287,7 @@ fn next_step(error: &Error) -> Option<&'static str> {
         | Error::KeyChild { .. }
         | Error::KeyMemory(_)
         | Error::KeyRef(_)
+        | Error::NoProof { .. }
         | Error::Registry(_)
         | Error::Store { .. }
         | Error::Volume { .. } => return None,

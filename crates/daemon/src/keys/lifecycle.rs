@@ -4,7 +4,7 @@
 
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
-    Call, Done, KeyChange, KeyDescription, Right, Service, TableState,
+    Call, Done, KeyChange, KeyDescription, Right, Service, TableState, Tombstones,
 };
 
 use super::{Attempts, Keys, mismatched};
@@ -105,7 +105,7 @@ impl Keys {
         Ok(tended.due)
     }
 
-    /// Goes on from a provider's table as it is now, although another was relied on.
+    /// Goes on from a provider's table as it is now, although another was relied on; in the same step it gets these tombstones.
     ///
     /// # Errors
     /// When the key service refuses or cannot be asked, or the record cannot be written.
@@ -113,19 +113,21 @@ impl Keys {
         &self,
         caller: Caller,
         provider: &str,
+        tombstones: Tombstones,
     ) -> Result<TableState, Error> {
         let whole = KeyRef::new(provider, "*")?;
+        let calls = vec![Call::AcceptTable, Call::Tombstone(tombstones)];
         let asked = self
-            .ask(
-                caller,
-                Right::Administer,
-                &whole,
-                Call::AcceptTable,
-                Attempts::One,
-            )
+            .ask_all(caller, Right::Administer, &whole, calls, Attempts::One)
             .await;
-        let accepted = asked.and_then(|(_, answer)| {
+        let accepted = asked.and_then(|answer| {
             let none = || Error::Internal("the key child told no table of keys".to_owned());
+            let refused = |failure| Error::Key {
+                volume: None,
+                failure: Box::new(failure),
+            };
+            let results = answer.results.into_iter();
+            results.collect::<Result<Vec<_>, _>>().map_err(refused)?;
             answer.table.ok_or_else(none)
         });
         let record = Record {

@@ -1,13 +1,13 @@
 //! `volume delete`.
 //!
-//! With `--shred` the wrapped keys are overwritten in both slots of each layer, durably, before anything else. Then
+//! With `--shred` (`shred.rs`) the key service refuses the volume for ever, if it can, and the wrapped keys are overwritten in both
+//! slots of each layer, durably, before anything else. Then
 //! registry (*deleting*) → files gone, durably → registry row gone. What is found *deleting* at the
 //! next start is finished then.
 //!
 //! What always holds: a layer that another volume stands on stays, and its wrapped keys with it.
 
 use sealvol_control::api::{self, SnapshotRef, VolumeName};
-use sealvol_volume::destroy_keys;
 
 use crate::audit::{Operation, Record};
 use crate::daemon::Daemon;
@@ -26,6 +26,10 @@ impl Daemon {
         let row = self.registered(&name).await?;
         if row.attached.is_some() || self.exports.get(name.as_str()).is_some() {
             return Err(Error::Attached(name));
+        }
+        if request.require_proof && !request.shred {
+            let cause = "a proof is required of a shred only: ask for that, too";
+            return Err(Error::BadRequest(cause.to_owned()));
         }
         if request.shred {
             let elsewhere = "there is no copy of it here to be destroyed; destroy yours, and delete the volume without --shred";
@@ -49,22 +53,21 @@ impl Daemon {
                 layers: shared,
             });
         }
-        let operation = if request.shred {
-            Operation::Shred
-        } else {
-            Operation::Delete
-        };
-        self.record_delete(caller, &row, operation).await?;
-        // An ephemeral one has no wrapped key.
-        if request.shred && !row.ephemeral {
-            for layer in &own {
-                let directory = self.place_of(layer).directory();
-                let directory = directory.map_err(Error::store(&name))?;
-                destroy_keys(&directory)
-                    .await
-                    .map_err(Error::volume(&name))?;
+        let proof = if request.shred {
+            let plan = self.plan_shred(&row, &own).await?;
+            if request.require_proof {
+                plan.check_provable(&row)?;
             }
-        }
+            let proof = self.bury(caller, &row, plan).await?;
+            // An ephemeral one has no wrapped key.
+            if !row.ephemeral {
+                self.destroy_wrapped_keys(&row, &own).await?;
+            }
+            Some(proof)
+        } else {
+            self.record_delete(caller, &row).await?;
+            None
+        };
         let id = row.id;
         self.registry
             .call(move |registry| registry.begin_delete(id))
@@ -78,6 +81,7 @@ impl Daemon {
             name,
             shredded: request.shred,
             layers_kept: kept.len(),
+            proof,
         })
     }
 
@@ -127,17 +131,12 @@ impl Daemon {
         Ok(())
     }
 
-    async fn record_delete(
-        &self,
-        caller: Caller,
-        row: &VolumeRow,
-        operation: Operation,
-    ) -> Result<(), Error> {
+    async fn record_delete(&self, caller: Caller, row: &VolumeRow) -> Result<(), Error> {
         let record = Record {
             volume: Some(row.id.to_string()),
             name: Some(row.name.to_string()),
             key: Some(row.key.to_string()),
-            ..Record::of(operation, caller)
+            ..Record::of(Operation::Delete, caller)
         };
         let written = self.audit.append(record).await;
         written.map_err(|source| Error::Audit {

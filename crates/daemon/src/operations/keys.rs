@@ -93,7 +93,17 @@ impl Daemon {
         caller: Caller,
         provider: &str,
     ) -> Result<api::KeyTable, Error> {
-        let table = self.keys.accept_table(caller, provider).await?;
+        let name = provider.to_owned();
+        let buried = self
+            .registry
+            .call(move |registry| registry.buried(&name))
+            .await?;
+        let mut buried = buried.into_iter();
+        let first = buried.next().unwrap_or_default();
+        let mut table = self.keys.accept_table(caller, provider, first).await?;
+        for tombstones in buried {
+            table.version = self.keys.bury(caller, provider, tombstones).await?.changes;
+        }
         tracing::warn!(provider, changes = table.version, "table of keys accepted");
         Ok(api::KeyTable {
             provider: provider.to_owned(),

@@ -31,12 +31,13 @@ mod rekey_family;
 mod resize;
 mod rewrap;
 mod show;
+mod shred;
 mod snapshot;
 mod snapshot_attach;
 mod snapshot_show;
 mod stack;
 
-use sealvol_control::keychild::Context;
+use sealvol_control::keychild::{CONTEXT_DATA_KEY, CONTEXT_VOLUME, Context};
 use sealvol_crypto::UnitSize;
 use sealvol_volume::{DataKeyId, LayerParams, Pins, VolumeId, params_digest};
 
@@ -50,8 +51,8 @@ fn context(volume: VolumeId, data_key: DataKeyId, sector_size: UnitSize) -> Cont
     let digest = params_digest(volume, sector_size);
     let params = digest.iter().map(|byte| format!("{byte:02x}")).collect();
     Context::from([
-        ("sealvol:volume".to_owned(), volume.to_string()),
-        ("sealvol:data-key".to_owned(), data_key.to_string()),
+        (CONTEXT_VOLUME.to_owned(), volume.to_string()),
+        (CONTEXT_DATA_KEY.to_owned(), data_key.to_string()),
         ("sealvol:params".to_owned(), params),
     ])
 }

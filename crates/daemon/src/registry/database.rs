@@ -10,6 +10,7 @@ use sealvol_volume::{DataKeyId, LayerId, VolumeId};
 
 use super::jobs::{NewJob, insert_job};
 use super::rows::{self, Attached, Backing, LayerRow, VolumeRow, WrappedBy, signed};
+use super::shredding::{forget_wraps, remember_wrap};
 use super::stacks::{NewTop, put_tops};
 use super::{RegistryError, schema};
 use crate::limits::Limits;
@@ -187,6 +188,7 @@ impl Database {
             transaction.execute(&sql, [volume.to_string()])?;
         }
         transaction.execute("DELETE FROM volumes WHERE id = ?1", [volume.to_string()])?;
+        forget_wraps(&transaction)?;
         Ok(transaction.commit()?)
     }
 
@@ -382,7 +384,7 @@ pub(super) fn insert_data_key(
             by.key_version
         ],
     )?;
-    Ok(())
+    remember_wrap(transaction, volume, data_key, by)
 }
 
 #[cfg(test)]

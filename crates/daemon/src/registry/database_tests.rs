@@ -361,7 +361,7 @@ fn a_registry_without_ephemeral_volumes_is_taken_over_with_all_that_is_in_it() {
     earlier
         .execute_batch(
             "ALTER TABLE volumes DROP COLUMN ephemeral; ALTER TABLE layers DROP COLUMN former_parents;
-             DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets; PRAGMA user_version = 6",
+             DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets; DROP TABLE wraps; DROP TABLE tombstones; PRAGMA user_version = 6",
         )
         .expect("as version 6 left it");
     let mut fixture = fixture.reopened();
@@ -382,7 +382,7 @@ fn a_registry_that_knows_of_no_merge_down_is_taken_over_with_its_layers() {
     earlier
         .execute_batch(
             "ALTER TABLE layers DROP COLUMN former_parents;
-             DROP TABLE key_set_members; DROP TABLE key_sets; PRAGMA user_version = 8",
+             DROP TABLE key_set_members; DROP TABLE key_sets; DROP TABLE wraps; DROP TABLE tombstones; PRAGMA user_version = 8",
         )
         .expect("as version 8 left it");
     let mut fixture = fixture.reopened();

@@ -356,7 +356,7 @@ fn a_registry_of_version_4_has_no_jobs_and_takes_them() {
         .connection
         .execute_batch(
             "DROP TABLE jobs; DROP TABLE new_layers; DROP TABLE enforcements;
-             DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets;
+             DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets; DROP TABLE wraps; DROP TABLE tombstones;
              ALTER TABLE layers DROP COLUMN former_parents;
              ALTER TABLE volumes DROP COLUMN ephemeral;
              PRAGMA user_version = 4",

@@ -92,7 +92,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("registry.db");
         let earlier = Database::open(&path).expect("made");
-        let version_7 = "DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets;
+        let version_7 = "DROP TABLE key_tables; DROP TABLE key_set_members; DROP TABLE key_sets; DROP TABLE wraps; DROP TABLE tombstones;
             ALTER TABLE layers DROP COLUMN former_parents; PRAGMA user_version = 7";
         earlier
             .connection

@@ -23,6 +23,7 @@ mod merges;
 mod new_layers;
 mod rows;
 mod schema;
+mod shredding;
 mod stacks;
 
 use std::path::{Path, PathBuf};

@@ -8,7 +8,7 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::RegistryError;
 
 /// Version of the tables, in SQLite's `user_version`.
-pub(super) const VERSION: i64 = 9;
+pub(super) const VERSION: i64 = 10;
 
 /// SQLite's `application_id` of a registry: `svrg`.
 const APPLICATION_ID: i64 = 0x7376_7267;
@@ -138,6 +138,23 @@ const KEY_SETS: &str = "
     ) STRICT;
 ";
 
+/// What has ever wrapped a data key, for whom, and what each provider refuses for ever. Neither goes with its volume.
+const SHREDDING: &str = "
+    CREATE TABLE wraps (
+        volume       TEXT NOT NULL,
+        data_key     TEXT NOT NULL,
+        provider     TEXT NOT NULL,
+        key_id       TEXT NOT NULL,
+        PRIMARY KEY (volume, data_key, provider, key_id)
+    ) STRICT;
+    CREATE TABLE tombstones (
+        provider     TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        value        TEXT NOT NULL,
+        PRIMARY KEY (provider, name, value)
+    ) STRICT;
+";
+
 /// What makes version 2 of version 1.
 const TO_VERSION_2: &str =
     "ALTER TABLE volumes ADD COLUMN direct INTEGER NOT NULL DEFAULT 0 CHECK (direct IN (0, 1))";
@@ -169,6 +186,10 @@ const TO_VERSION_7: &str = "ALTER TABLE volumes ADD COLUMN ephemeral INTEGER NOT
 /// What makes version 9 of versions 4 to 8: what a layer stood on before that was merged down.
 const TO_VERSION_9: &str =
     "ALTER TABLE layers ADD COLUMN former_parents TEXT NOT NULL DEFAULT '[]'";
+
+/// What makes version 10 of version 9: what wrapped before is not known.
+const TO_VERSION_10: &str =
+    "INSERT INTO wraps SELECT volume, data_key, provider, key_id FROM data_keys";
 
 pub(super) fn open(path: &Path) -> Result<Connection, RegistryError> {
     // SQLite would make the file by the umask; the registry is nobody else's business.
@@ -208,11 +229,12 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
             transaction.execute_batch(ENFORCEMENTS)?;
             transaction.execute_batch(KEY_TABLES)?;
             transaction.execute_batch(KEY_SETS)?;
+            transaction.execute_batch(SHREDDING)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, VERSION) => {}
-        (APPLICATION_ID, 1..=8) => {
+        (APPLICATION_ID, 1..=9) => {
             if version == 1 {
                 transaction.execute_batch(TO_VERSION_2)?;
             }
@@ -237,10 +259,14 @@ fn migrate(connection: &mut Connection, path: &Path) -> Result<(), RegistryError
                 transaction.execute_batch(KEY_TABLES)?;
             }
             // Before version 4 the table was made just now.
-            if version >= 4 {
+            if (4..=8).contains(&version) {
                 transaction.execute_batch(TO_VERSION_9)?;
             }
-            transaction.execute_batch(KEY_SETS)?;
+            if version <= 8 {
+                transaction.execute_batch(KEY_SETS)?;
+            }
+            transaction.execute_batch(SHREDDING)?;
+            transaction.execute_batch(TO_VERSION_10)?;
             transaction.pragma_update(None, "user_version", VERSION)?;
         }
         (APPLICATION_ID, found) => {

@@ -16,6 +16,7 @@ use super::jobs::{NewJob, insert_job};
 use super::key_sets::{Membership, set_membership};
 use super::new_layers::is_in_use;
 use super::rows::{self, Attached, LayerRow, SnapshotRow, WrappedBy};
+use super::shredding::{forget_unused, remember_wrap};
 
 /// A layer that is to be the top of a volume, on its present top.
 #[derive(Clone, Debug)]
@@ -60,6 +61,9 @@ impl Database {
     ) -> Result<()> {
         let transaction = self.connection.transaction()?;
         set_membership(&transaction, volume, membership)?;
+        for (data_key, by) in keys {
+            remember_wrap(&transaction, volume, *data_key, by)?;
+        }
         let volume = volume.to_string();
         for (data_key, by) in keys {
             transaction.execute(
@@ -175,6 +179,7 @@ impl Database {
                     "DELETE FROM data_keys WHERE volume = ?1 AND data_key = ?2",
                     params![top.layer.volume.to_string(), top.layer.data_key.to_string()],
                 )?;
+                forget_unused(&transaction, top.layer.volume, top.layer.data_key)?;
             }
             if top.snapshot.is_some() {
                 transaction.execute("DELETE FROM snapshots WHERE layer = ?1", [sealed])?;

@@ -1,13 +1,19 @@
 //! The tables, and how those of an earlier format become those of this one. `LOCAL.md` says what is in them.
 
 /// Version of the format.
-pub(super) const FORMAT: i64 = 5;
+pub(super) const FORMAT: i64 = 6;
 
 /// What a new database is made with.
-pub(super) const SCHEMA: [&str; 4] = [KEYS, ALIASES, IMPORTS, POLICIES];
+pub(super) const SCHEMA: [&str; 5] = [KEYS, ALIASES, IMPORTS, POLICIES, TOMBSTONES];
 
 /// What each format is brought to the next one by; the number is that of the former.
-pub(super) const STEPS: [(i64, &str); 4] = [(1, FROM_1), (2, ALIASES), (3, IMPORTS), (4, POLICIES)];
+pub(super) const STEPS: [(i64, &str); 5] = [
+    (1, FROM_1),
+    (2, ALIASES),
+    (3, IMPORTS),
+    (4, POLICIES),
+    (5, TOMBSTONES),
+];
 
 const KEYS: &str = "
 CREATE TABLE meta (
@@ -85,6 +91,16 @@ CREATE TABLE policies (
 ) STRICT;
 ";
 
+/// New in format 6. A pair that other volumes share has no place in it: it would end them, too.
+const TOMBSTONES: &str = "
+CREATE TABLE tombstones (
+    name    TEXT NOT NULL CHECK (name IN ('sealvol:volume', 'sealvol:data-key')),
+    value   TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    PRIMARY KEY (name, value)
+) STRICT;
+";
+
 /// What makes format 2 of format 1, in which nothing was authenticated and keys had one version.
 const FROM_1: &str = "
 ALTER TABLE meta ADD COLUMN changes INTEGER NOT NULL DEFAULT 0;
@@ -122,7 +138,7 @@ ALTER TABLE versions_2 RENAME TO versions;
 
 /// What the MAC covers, in this order, and since which format: every column but the MAC itself and the sealed material, which is
 /// authenticated by what seals it.
-pub(super) const COVERED: [(i64, &str, &str); 7] = [
+pub(super) const COVERED: [(i64, &str, &str); 8] = [
     (
         2,
         "meta",
@@ -159,5 +175,10 @@ pub(super) const COVERED: [(i64, &str, &str); 7] = [
         5,
         "policies",
         "SELECT key_id, policy FROM policies ORDER BY key_id",
+    ),
+    (
+        6,
+        "tombstones",
+        "SELECT name, value, created FROM tombstones ORDER BY name, value",
     ),
 ];

@@ -3,6 +3,8 @@
 //! What always holds: the message names every row and column that [`COVERED`] lists, so that none can be changed, left out,
 //! doubled or moved to another place without another message; it is made from what is stored, never from what was meant to be.
 
+use std::collections::BTreeSet;
+
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use sealvol_control::keychild::{KeyState, KeyVersion};
@@ -24,6 +26,8 @@ pub(super) struct Table {
     pub(super) message: Vec<u8>,
     /// By name.
     pub(super) keys: Vec<Key>,
+    /// The pairs of encryption contexts that are refused for ever.
+    tombstones: BTreeSet<(String, String)>,
 }
 
 /// A named key.
@@ -142,6 +146,12 @@ impl Table {
         }
     }
 
+    /// Whether a pair of an encryption context is refused for ever.
+    pub(super) fn is_buried(&self, (name, value): (&str, &str)) -> bool {
+        let pair = (name.to_owned(), value.to_owned());
+        self.tombstones.contains(&pair)
+    }
+
     /// Reads everything. Callers hold a transaction, so that it is one state.
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
         let format = format(connection)?;
@@ -170,6 +180,11 @@ impl Table {
         if format >= 5 {
             read_policies(connection, &mut keys)?;
         }
+        let tombstones = if format >= 6 {
+            read_tombstones(connection)?
+        } else {
+            BTreeSet::new()
+        };
         connection.query_row(
             "SELECT changes, counted, seen_boot, seen_running, seen_wall, mac FROM meta",
             [],
@@ -185,6 +200,7 @@ impl Table {
                     mac: row.get(5)?,
                     message,
                     keys,
+                    tombstones,
                 })
             },
         )
@@ -245,6 +261,12 @@ fn read_policies(connection: &Connection, keys: &mut [Key]) -> rusqlite::Result<
         key.policy = policy.query_row([key.id], |row| row.get(0)).optional()?;
     }
     Ok(())
+}
+
+fn read_tombstones(connection: &Connection) -> rusqlite::Result<BTreeSet<(String, String)>> {
+    let mut all = connection.prepare_cached("SELECT name, value FROM tombstones")?;
+    let found = all.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    found.collect()
 }
 
 /// Each table's name and number of rows, then each column: a letter for its kind, its length, its bytes. Numbers are u64 and

@@ -12,7 +12,7 @@ use sealvol_crypto::VolumeKey;
 use crate::aws::Aws;
 use crate::bao::Bao;
 use crate::hsm::Hsm;
-use crate::place::{Place, context, generate, memory, rewrap, unwrap};
+use crate::place::{Place, context, generate, memory, rewrap, tombstone, unwrap};
 use crate::subject::{Subject, answer, call, class, opened, wrapped};
 use crate::tpm::Tpm;
 use crate::vault::Vault;
@@ -58,6 +58,7 @@ every_provider!(
     what_is_gone_is_gone_for_ever,
     a_rewrap_keeps_the_volume_key_and_binds_it_anew,
     rights_are_kept_apart,
+    what_is_shredded_is_refused_for_ever_or_not_promised,
     keys_are_described_and_listed,
 );
 
@@ -301,6 +302,49 @@ async fn rights_are_kept_apart(subject: &impl Subject) {
         let refused = call(subject, right, asked.clone()).await;
         assert_eq!(class(refused), FailureClass::NotPermitted, "{asked:?}");
     }
+}
+
+async fn what_is_shredded_is_refused_for_ever_or_not_promised(subject: &impl Subject) {
+    let (ctx, other) = (context("1"), context("other"));
+    let mine = wrapped(subject, "default", &ctx).await.blob;
+    let others = wrapped(subject, "default", &other).await.blob;
+    let put = tombstone(&["1"], &[]);
+    for right in [Right::Attach, Right::Create] {
+        let refused = call(subject, right, put.clone()).await;
+        assert_eq!(class(refused), FailureClass::NotPermitted);
+    }
+    opened(subject, "default", &mine, &ctx)
+        .await
+        .expect("nothing was put");
+    let stands = call(subject, Right::Administer, put).await;
+    if subject.keeps_tombstones() {
+        assert_eq!(stands, Ok(Done::Tombstone));
+        for (right, asked) in [
+            (Right::Attach, unwrap("default", &mine, &ctx)),
+            (Right::Create, generate("default", &ctx)),
+            (Right::Create, generate("other", &ctx)),
+            (
+                Right::Create,
+                rewrap(("default", &mine, &ctx), ("other", &other)),
+            ),
+            (
+                Right::Create,
+                rewrap(("default", &others, &other), ("default", &ctx)),
+            ),
+        ] {
+            let refused = call(subject, right, asked.clone()).await;
+            assert_eq!(class(refused), FailureClass::GoneForEver, "{asked:?}");
+        }
+    } else {
+        // Whoever can't must say so: a promise is made of it.
+        assert_eq!(class(stands), FailureClass::CallerBug);
+        opened(subject, "default", &mine, &ctx)
+            .await
+            .expect("nothing was changed");
+    }
+    opened(subject, "default", &others, &other)
+        .await
+        .expect("another volume's");
 }
 
 async fn keys_are_described_and_listed(subject: &impl Subject) {

@@ -43,6 +43,7 @@ mod subject;
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod swtpm;
 mod table;
+mod tombstones;
 mod tpm;
 mod tpm2;
 mod transit;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sealvol_control::keychild::{
     AliasChange, Answer, Batch, Call, CallResult, Context, Done, FailureClass, ImportParameters,
     KeyChange, KeyChild, KeyFailure, LocalService, MasterKey, Origin, Principal, Provider, Right,
-    Service, Wrapped, WrappingAlgorithm, WrappingKeySpec,
+    Service, Tombstones, Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::VolumeKey;
 use sealvol_crypto::locked::{KeyMemory, Policy};
@@ -277,6 +277,14 @@ pub(crate) fn generate(key: &str, context: &Context) -> Call {
         key: key.to_owned(),
         context: context.clone(),
     }
+}
+
+pub(crate) fn tombstone(volumes: &[&str], data_keys: &[&str]) -> Call {
+    let owned = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect();
+    Call::Tombstone(Tombstones {
+        volumes: owned(volumes),
+        data_keys: owned(data_keys),
+    })
 }
 
 pub(crate) fn unwrap(key: &str, wrapped: &[u8], context: &Context) -> Call {

@@ -28,6 +28,10 @@ pub(crate) trait Subject {
     fn tells_age(&self) -> bool {
         true
     }
+    /// Whether it can refuse a volume for ever.
+    fn keeps_tombstones(&self) -> bool {
+        false
+    }
 }
 
 impl Subject for Place {
@@ -46,6 +50,10 @@ impl Subject for Place {
     fn destroy(&self, key: &str) {
         lead(self, key, KeyChange::ScheduleDeletion { days: 7 }, 0);
         lead(self, key, KeyChange::Destroy, 7);
+    }
+
+    fn keeps_tombstones(&self) -> bool {
+        true
     }
 }
 

@@ -8,7 +8,7 @@ use sealvol_control::keychild::{
     AliasChange, Batch, Call, FailureClass, KeyChange, KeyFailure, Right, TableState,
 };
 
-use crate::place::{Place, change, child, context, unwrap};
+use crate::place::{Place, change, child, context, tombstone, unwrap};
 
 const TAMPER: FailureClass = FailureClass::WrongKeyOrTamper;
 
@@ -45,6 +45,8 @@ async fn whatever_is_changed_in_the_table_without_the_master_key_is_refused() {
         key: "default".to_owned(),
     };
     place.change_alias("alias/a", to_default).await.unwrap();
+    let put = tombstone(&["gone"], &["key"]);
+    place.call(Right::Administer, put).await.unwrap();
     let sound = fs::read(place.database()).unwrap();
     for change in [
         "UPDATE keys SET state = 'enabled' WHERE name = 'other'",
@@ -58,6 +60,12 @@ async fn whatever_is_changed_in_the_table_without_the_master_key_is_refused() {
         "UPDATE aliases SET key_id = (SELECT id FROM keys WHERE name = 'other')",
         "UPDATE aliases SET name = 'alias/b'",
         "DELETE FROM aliases",
+        "DELETE FROM tombstones",
+        "DELETE FROM tombstones WHERE name = 'sealvol:data-key'",
+        "UPDATE tombstones SET value = 'another' WHERE value = 'gone'",
+        "UPDATE tombstones SET name = 'sealvol:data-key' WHERE value = 'gone'",
+        "UPDATE tombstones SET created = created - 1",
+        "INSERT INTO tombstones (name, value, created) VALUES ('sealvol:volume', 'another', 1)",
         "UPDATE meta SET counted = counted + 1",
         "UPDATE meta SET changes = changes + 1",
         "UPDATE meta SET seen_wall = 0",
@@ -168,7 +176,7 @@ fn make_format_1(place: &Place) {
     let connection = rusqlite::Connection::open(place.database()).unwrap();
     connection
         .execute_batch(
-            "DROP TABLE policies; DROP TABLE import_keys; DROP TABLE external_keys; DROP TABLE aliases;
+            "DROP TABLE tombstones; DROP TABLE policies; DROP TABLE import_keys; DROP TABLE external_keys; DROP TABLE aliases;
              CREATE TABLE meta_1 AS SELECT one, 1 AS format, id, created, master_key, argon2_salt, argon2_memory, \
                  argon2_passes, argon2_lanes, master_check FROM meta;
              CREATE TABLE keys_1 (id BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, state TEXT NOT NULL, created INTEGER NOT NULL) STRICT;
@@ -210,6 +218,7 @@ impl Place {
     pub(crate) fn make_format(&self, format: u32) {
         let connection = rusqlite::Connection::open(self.database()).unwrap();
         for (since, table) in [
+            (6, "tombstones"),
             (5, "policies"),
             (4, "import_keys"),
             (4, "external_keys"),
@@ -305,6 +314,28 @@ async fn the_keys_of_a_database_of_the_fourth_format_have_no_policy_yet() {
     assert_eq!(told, Ok(sealvol_control::keychild::Done::Policy(None)));
 }
 
+#[tokio::test]
+async fn the_volumes_of_a_database_of_the_fifth_format_can_be_shredded() {
+    let place = Place::with_default_key().await;
+    let blob = place.generate("default", &context("1")).await.blob;
+    let answer = place.answer(Right::Attach, vec![Call::ListKeys]).await;
+    let known = answer.table.expect("a table");
+    place.make_format(5);
+    place.sql("UPDATE keys SET created = created + 1");
+    let refusal = place.refusal(Right::Attach, Call::ListKeys).await;
+    assert_eq!(refusal, (TAMPER, "TableChanged".to_owned()));
+    place.mac_anew(5);
+    let opened = unwrap("default", &blob, &context("1"));
+    let (done, table) = place.relying(None, Right::Attach, opened.clone()).await;
+    done.expect("taken over, and nothing is refused for ever yet");
+    assert_eq!(table.expect("a table").version, known.version + 1);
+
+    let put = tombstone(&["1"], &[]);
+    place.call(Right::Administer, put).await.expect("put");
+    let refusal = place.refusal(Right::Attach, opened).await;
+    assert_eq!(refusal.0, FailureClass::GoneForEver);
+}
+
 /// What `tests/table_mac.py` says of a database.
 fn table_mac(place: &Place, arguments: &[&str]) -> Output {
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/table_mac.py");
@@ -330,6 +361,8 @@ async fn another_implementation_makes_the_same_mac() {
         key: "other".to_owned(),
     };
     place.change_alias("alias/a", alias).await.unwrap();
+    let put = tombstone(&["b", "a"], &["k"]);
+    place.call(Right::Administer, put).await.unwrap();
     let output = table_mac(&place, &[]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
