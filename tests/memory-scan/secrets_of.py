@@ -3,6 +3,7 @@
 
     secrets_of.py META local --database keys.db --master-key-file master.key
     secrets_of.py META transit --address http://127.0.0.1:8200 --token-file TOKEN
+    secrets_of.py META aws_kms --endpoint http://127.0.0.1:5000 --region eu-west-1 --credentials FILE
 
 META is the layer's `meta` file. Prints lines "NAME: HEX", most telling name first where two secrets are equal (the first two
 round keys are the key itself). What is printed: the volume key, both directions of both AES key schedules, the MAC keys, and the
@@ -16,6 +17,7 @@ A provider joins by a function that opens a wrapped key (and tells what else its
 
 import argparse
 import base64
+import configparser
 import hashlib
 import hmac
 import json
@@ -24,7 +26,9 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import types
+import urllib.parse
 import urllib.request
 import uuid
 
@@ -237,6 +241,43 @@ def transit(arguments, wrapped):
         yield from of_volume_key(base64.b64decode(json.load(answer)["data"]["plaintext"]))
 
 
+def aws_kms(arguments, wrapped):
+    """The volume key as AWS KMS opens it; its own keys never leave it, so there is nothing else to look for."""
+    file = configparser.ConfigParser(interpolation=None)
+    with open(arguments.credentials) as lines:
+        file.read_file(lines)
+    profile = file["default"]
+    blob = base64.b64encode(wrapped.blob).decode()
+    body = json.dumps({"KeyId": wrapped.key, "CiphertextBlob": blob, "EncryptionContext": wrapped.context}).encode()
+    headers = {
+        "content-type": "application/x-amz-json-1.1",
+        "host": urllib.parse.urlsplit(arguments.endpoint).netloc,
+        "x-amz-target": "TrentService.Decrypt",
+    }
+    sign(headers, body, arguments.region, profile["aws_access_key_id"], profile["aws_secret_access_key"])
+    with urllib.request.urlopen(urllib.request.Request(arguments.endpoint + "/", body, headers)) as answer:
+        yield from of_volume_key(base64.b64decode(json.load(answer)["Plaintext"]))
+
+
+def sign(headers, body, region, identity, secret):
+    """Adds a signature of version 4 to a POST to /, as AWS's reference of IAM describes it."""
+    headers["x-amz-date"] = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    names = sorted(headers)
+    lines = ["POST", "/", "", *(f"{name}:{headers[name]}" for name in names), "", ";".join(names)]
+    request = "\n".join([*lines, hashlib.sha256(body).hexdigest()])
+    scope = [headers["x-amz-date"][:8], region, "kms", "aws4_request"]
+    digest = hashlib.sha256(request.encode()).hexdigest()
+    text = "\n".join(["AWS4-HMAC-SHA256", headers["x-amz-date"], "/".join(scope), digest])
+    key = b"AWS4" + secret.encode()
+    for part in scope:
+        key = hmac.digest(key, part.encode(), "sha256")
+    signature = hmac.digest(key, text.encode(), "sha256").hex()
+    credential = "/".join([identity, *scope])
+    headers["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders={';'.join(names)}, Signature={signature}"
+    )
+
+
 def self_test():
     """FIPS 197, appendix A.3, and SHA-256 by another implementation: a wrong secret would never be found."""
     key = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
@@ -251,7 +292,11 @@ def main():
     parser = argparse.ArgumentParser(description="Tells every secret behind a layer of a volume.")
     parser.add_argument("meta")
     providers = parser.add_subparsers(dest="provider", required=True)
-    for provider, options in ((local, ("--database", "--master-key-file")), (transit, ("--address", "--token-file"))):
+    for provider, options in (
+        (local, ("--database", "--master-key-file")),
+        (transit, ("--address", "--token-file")),
+        (aws_kms, ("--endpoint", "--region", "--credentials")),
+    ):
         of_provider = providers.add_parser(provider.__name__)
         of_provider.set_defaults(secrets=provider)
         for option in options:

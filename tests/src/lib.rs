@@ -8,11 +8,13 @@
 //!
 //! What it never does: link any crate of the daemon. A test here knows what a user can know.
 
+pub mod aws;
 pub mod block_device;
 pub mod certificates;
 pub mod crowd;
 pub mod daemon;
 pub mod evidence;
+pub mod key_material;
 pub mod key_vault;
 pub mod kms_gate;
 pub mod load;

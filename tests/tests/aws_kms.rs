@@ -4,30 +4,17 @@
 //! `SEALVOL_VOLUMES=1000 cargo nextest run -p sealvol-tests -E 'binary(aws_kms) and test(storm)' --no-capture` is the full form of
 //! the last: a thousand volumes, ten calls a second.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use sealvol_tests::aws;
 use sealvol_tests::crowd::keys;
 use sealvol_tests::daemon::Daemon;
 use sealvol_tests::evidence::files_with;
-use sealvol_tests::moto::{Moto, REGION};
+use sealvol_tests::moto::Moto;
 use sealvol_tests::pattern;
 use sealvol_tests::place::Place;
-use serde_json::{Value, json};
-
-/// The policy that the manual gives, for every key: moto looks at calls only.
-fn policy(role: &str) -> Value {
-    let manual = include_str!("../../docs/key-services.md");
-    let begin = format!("`{role}` in AWS:\n\n```json\n");
-    let policy = manual.split(&begin).nth(1).expect("a policy of that name");
-    let policy = policy.split("```").next().expect("its end");
-    let mut policy: Value = serde_json::from_str(policy).expect("JSON");
-    for statement in policy["Statement"].as_array_mut().expect("statements") {
-        statement["Resource"] = json!("*");
-    }
-    policy
-}
+use serde_json::json;
 
 /// A service with the keys `volumes` and `other`, and a configuration that names it `aws`.
 struct Aws {
@@ -43,16 +30,10 @@ impl Aws {
             let _ = moto.make_key(name);
         }
         let [create, attach] =
-            ["create", "attach"].map(|role| moto.credentials(role, &policy(role)));
+            ["create", "attach"].map(|role| moto.credentials(role, &aws::policy(role)));
         let place = Place::new();
-        let text = |path: &Path| format!("{:?}", path.to_str().expect("UTF-8"));
-        let config = format!(
-            "key-deadline-s = 4\n[providers.aws]\ntype = \"aws-kms\"\nregion = \"{REGION}\"\n\
-             endpoint = \"http://127.0.0.1:{}\"\ncreate = {{ file = {} }}\nattach = {{ file = {} }}\n",
-            moto.gate().port(),
-            text(&create),
-            text(&attach)
-        );
+        let provider = aws::provider(&moto, &create, &attach);
+        let config = format!("key-deadline-s = 4\n{provider}");
         std::fs::write(place.file("sealvold.toml"), config).expect("a configuration");
         let secrets = [create, attach].map(|file| {
             let text = std::fs::read_to_string(file).expect("a credential");

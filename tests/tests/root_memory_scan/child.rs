@@ -181,7 +181,19 @@ fn the_key_child_ends_with_no_key_in_its_memory() {
 #[test]
 fn what_a_server_answers_is_out_of_the_key_childs_memory_before_the_key_is_handed_over() {
     let found = searched(&KeyService::openbao());
-    // Text of TLS and HTTP, for a while; decoded nowhere but in the arena.
+    assert_text_alone_was_outside(&found);
+}
+
+#[test]
+fn what_aws_kms_answers_is_out_of_the_key_childs_memory_before_the_key_is_handed_over() {
+    // By AWS's own SDK, which decodes it in ordinary memory: between two system calls, when it can't be looked at.
+    let found = searched(&KeyService::aws());
+    assert_text_alone_was_outside(&found);
+}
+
+/// Text of TLS and HTTP was outside the arena for a while, decoded nothing; and nothing at all from the hand-over on.
+#[track_caller]
+fn assert_text_alone_was_outside(found: &Found) {
     let met: Vec<_> = found.between.iter().flatten().collect();
     assert!(
         met.iter().any(|met| !in_arena(*met)),

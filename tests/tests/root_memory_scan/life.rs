@@ -182,7 +182,7 @@ fn live(watched: &Watched<'_>, place: &Place, service: &KeyService) {
         &watched.patterns(&[&witness, &first, &second, &renewed], Some(&witness)),
     );
     service.permit(daemon);
-    if matches!(service, KeyService::OpenBao(_)) {
+    if !matches!(service, KeyService::Local) {
         // Last, and once: a debugger reads every page that could be there, and they are there from then on.
         watched
             .scan_core(&watched.patterns(&[&witness, &first, &second, &renewed], Some(&witness)));

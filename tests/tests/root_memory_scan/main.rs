@@ -63,6 +63,11 @@ fn no_key_that_a_server_gave_is_anywhere_outside_secret_memory() {
 }
 
 #[test]
+fn no_key_that_aws_kms_gave_is_anywhere_outside_secret_memory() {
+    life::with(&KeyService::aws(), Protection::AsItIs);
+}
+
+#[test]
 fn without_secret_memory_keys_are_in_the_locked_arena_only() {
     life::with(&KeyService::Local, Protection::WithoutSecretMemory);
 }
@@ -70,6 +75,11 @@ fn without_secret_memory_keys_are_in_the_locked_arena_only() {
 #[test]
 fn without_secret_memory_keys_that_a_server_gave_are_in_the_locked_arena_only() {
     life::with(&KeyService::openbao(), Protection::WithoutSecretMemory);
+}
+
+#[test]
+fn without_secret_memory_keys_that_aws_kms_gave_are_in_the_locked_arena_only() {
+    life::with(&KeyService::aws(), Protection::WithoutSecretMemory);
 }
 
 #[test]

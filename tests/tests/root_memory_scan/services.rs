@@ -6,7 +6,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use sealvol_tests::aws;
 use sealvol_tests::daemon::Daemon;
+use sealvol_tests::moto::{Moto, REGION};
 use sealvol_tests::openbao::OpenBao;
 use sealvol_tests::place::Place;
 use serde_json::json;
@@ -27,6 +29,25 @@ pub(crate) enum KeyService {
     Local,
     /// A server of its own, over TLS.
     OpenBao(OpenBao),
+    /// AWS KMS, as moto plays it in the clear: what TLS would leave in the key child is not looked for with it.
+    Aws(Aws),
+}
+
+/// AWS KMS with a key. Its key-encryption key never leaves it, so there is no pattern of that; and it tells no versions, so that a
+/// rewrap shows by a new wrapped key alone.
+pub(crate) struct Aws {
+    moto: Moto,
+    /// The key's id: moto takes nothing else where it changes one.
+    key: String,
+    /// An access key of the scanner's own, which may do what `attach` may.
+    scanner: PathBuf,
+}
+
+impl Aws {
+    /// Asks the service about its key as its administrator.
+    fn of_key(&self, call: &str) {
+        self.moto.admin(call, &json!({ "KeyId": self.key }));
+    }
 }
 
 impl KeyService {
@@ -37,11 +58,22 @@ impl KeyService {
         Self::OpenBao(server)
     }
 
+    /// A service with a key, and access keys of three users.
+    pub(crate) fn aws() -> Self {
+        let moto = Moto::start();
+        let arn = moto.make_key("volumes");
+        let id = arn.rsplit('/').next().map(str::to_owned);
+        let key = id.expect("an ARN ends with the key's id");
+        let scanner = moto.credentials("scanner", &aws::policy("attach"));
+        Self::Aws(Aws { moto, key, scanner })
+    }
+
     /// The key, as `--key` takes it.
     pub(crate) fn key(&self) -> &'static str {
         match self {
             Self::Local => "local:default",
             Self::OpenBao(_) => "bao:volumes",
+            Self::Aws(_) => "aws:volumes",
         }
     }
 
@@ -57,6 +89,12 @@ impl KeyService {
                 server.token_file("create", CREATE),
                 server.token_file("attach", ATTACH),
             ),
+            Self::Aws(Aws { moto, .. }) => {
+                let [create, attach] =
+                    ["create", "attach"].map(|role| moto.credentials(role, &aws::policy(role)));
+                let provider = aws::provider(moto, &create, &attach);
+                format!("key-deadline-s = 100\n{provider}timeout-s = 50\n")
+            }
         }
     }
 
@@ -80,6 +118,15 @@ impl KeyService {
                 "--token-file".into(),
                 server.token_file("scanner", ATTACH).into(),
             ],
+            Self::Aws(Aws { moto, scanner, .. }) => vec![
+                "aws_kms".into(),
+                "--endpoint".into(),
+                format!("http://127.0.0.1:{}", moto.gate().port()).into(),
+                "--region".into(),
+                REGION.into(),
+                "--credentials".into(),
+                scanner.into(),
+            ],
         }
     }
 
@@ -87,7 +134,7 @@ impl KeyService {
     pub(crate) fn key_file(&self, place: &Place) -> Option<PathBuf> {
         match self {
             Self::Local => Some(place.state().join("keys/local.master")),
-            Self::OpenBao(_) => None,
+            Self::OpenBao(_) | Self::Aws(_) => None,
         }
     }
 
@@ -98,6 +145,8 @@ impl KeyService {
             Self::OpenBao(server) => {
                 server.admin("POST", "transit/keys/volumes/rotate", &json!({}));
             }
+            // moto writes it down and keeps the key's material, which nobody here could see anyway.
+            Self::Aws(aws) => aws.of_key("RotateKeyOnDemand"),
         }
     }
 
@@ -108,6 +157,7 @@ impl KeyService {
             Self::OpenBao(server) => {
                 server.admin("DELETE", "sys/policies/acl/attach", &json!({}));
             }
+            Self::Aws(aws) => aws.of_key("DisableKey"),
         }
     }
 
@@ -119,6 +169,7 @@ impl KeyService {
                 let policy = json!({ "policy": ATTACH });
                 server.admin("PUT", "sys/policies/acl/attach", &policy);
             }
+            Self::Aws(aws) => aws.of_key("EnableKey"),
         }
     }
 }
