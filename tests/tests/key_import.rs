@@ -1,10 +1,8 @@
 //! Key material that the operator brings: encrypted by somebody else's tools, imported, deleted, imported again; what is attached
 //! meanwhile, and what is on record.
 
-use std::path::Path;
-use std::process::Command;
-
 use sealvol_tests::daemon::Daemon;
+use sealvol_tests::key_material::{encrypt, in_seconds};
 use sealvol_tests::outcome::Outcome;
 use sealvol_tests::place::Place;
 use serde_json::{Value, json};
@@ -14,25 +12,6 @@ const REFUSED: i32 = 3;
 const USAGE: i32 = 2;
 
 const KEY: &str = "local:own";
-
-/// Encrypts 32 bytes, all `byte`, to a public key, by OpenSSL.
-fn encrypt(public_key: &Path, byte: u8, encrypted: &Path) {
-    let plain = encrypted.with_extension("plain");
-    std::fs::write(&plain, [byte; 32]).expect("written");
-    let words = ["pkeyutl", "-encrypt", "-pubin"];
-    let oaep = [
-        "rsa_padding_mode:oaep",
-        "rsa_oaep_md:sha256",
-        "rsa_mgf1_md:sha256",
-    ];
-    let mut openssl = Command::new("openssl");
-    openssl.args(words).arg("-inkey").arg(public_key);
-    for option in oaep {
-        openssl.args(["-pkeyopt", option]);
-    }
-    openssl.arg("-in").arg(&plain).arg("-out").arg(encrypted);
-    Outcome::of(&mut openssl).succeeded();
-}
 
 /// Has a public key and a token made, in files that begin with `name`, and encrypts material.
 fn prepare(daemon: &Daemon<'_>, place: &Place, name: &str, byte: u8) -> [String; 2] {
@@ -177,16 +156,7 @@ fn material_with_an_expiry_says_when() {
     let files = prepare(&daemon, &place, "first", 7);
     import(&daemon, &files, &["--expires", "2001-02-03T04:05:06Z"])
         .failed_with(USAGE, &["365 days", "ValidationException"]);
-    let until = (std::time::SystemTime::UNIX_EPOCH.elapsed()).expect("after 1970");
-    let date = Command::new("date")
-        .args(["-u", "+%Y-%m-%dT%H:%M:%SZ", "-d"])
-        .arg(format!("@{}", until.as_secs() + 3600))
-        .output()
-        .expect("date runs");
-    let until = String::from_utf8(date.stdout)
-        .expect("text")
-        .trim()
-        .to_owned();
+    let until = in_seconds(3600);
     import(&daemon, &files, &["--expires", &until]).succeeded();
     let shown = daemon.sealvol(&["key", "show", KEY]).succeeded().stdout;
     assert!(
