@@ -1,5 +1,6 @@
 # A machine that runs sealvold on its disk (busybox sh). It says over the second serial port that it looks at its disk, then "ready", or
-# what is wrong and "FAIL", and then, for each line that it is sent, what `sealvol LINE` ended with, as "done CODE OUTPUT".
+# what is wrong and "FAIL", and then, for each line that it is sent, what `sealvol LINE` ended with, as "done CODE OUTPUT"; for the
+# line "log" the end of the daemon's log.
 export PATH=/sbin:/bin HOME=/run
 stty -F /dev/ttyS1 raw -echo 2>/dev/null
 exec 3>/dev/ttyS1 4</dev/ttyS1
@@ -51,6 +52,7 @@ done
 [ $try = 1200 ] && fail "sealvold does not answer"
 say ready
 while read -r line <&4; do
+    [ "$line" = log ] && say "done 0 $(tail -n 30 /run/out | tr '\n' ' ')" && continue
     sealvol --control /run/sealvol/control.sock $line >/run/said 2>&1 </dev/null
     say "done $? $(tr '\n' ' ' </run/said)"
 done

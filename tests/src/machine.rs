@@ -175,6 +175,16 @@ impl Machine {
         })
     }
 
+    /// What the daemon in it says of itself, and has logged last: for the word of a failure.
+    pub fn told(&mut self) -> String {
+        ["status", "log"]
+            .map(|asked| match self.sealvol(asked) {
+                Ok(outcome) => outcome.stdout,
+                Err(error) => error,
+            })
+            .join("\n")
+    }
+
     /// Where the daemon in it serves NBD.
     #[must_use]
     pub fn address(&self) -> &Address {

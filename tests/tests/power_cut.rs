@@ -74,7 +74,13 @@ impl Campaign {
             println!("round {round}: {forgotten}");
             machine = self.recovered(round)?;
             let judged = self.judge(&mut machine, round + 1 == rounds);
-            judged.map_err(|error| format!("round {round}: {error}\n{}", machine.console()))?;
+            judged.map_err(|error| {
+                format!(
+                    "round {round}: {error}\n{}\n{}",
+                    machine.told(),
+                    machine.console()
+                )
+            })?;
         }
         machine.cut();
         Ok(())
