@@ -42,7 +42,9 @@ echo 1 >/proc/sys/vm/dirty_expire_centisecs
 
 # Everything in /mnt is on the disk; what is in /run dies with the machine, as it should.
 mkdir -p /mnt/state /run/sealvol
-sealvold --state-dir /mnt/state --runtime-dir /run/sealvol --listen nbd://0.0.0.0:10809 --insecure-plaintext-tcp >/run/out 2>&1 </dev/null &
+# An emulated machine on a busy host needs longer for a key child than the ten seconds that it has: then nothing would be attached.
+echo "key-deadline-s = 100" >/run/sealvold.toml
+sealvold --config /run/sealvold.toml --state-dir /mnt/state --runtime-dir /run/sealvol --listen nbd://0.0.0.0:10809 --insecure-plaintext-tcp >/run/out 2>&1 </dev/null &
 for try in $(seq 1200); do
     [ -S /run/sealvol/control.sock ] && sealvol --control /run/sealvol/control.sock status >/run/status 2>&1 && break
     kill -0 $! 2>/dev/null || fail "sealvold ended"
