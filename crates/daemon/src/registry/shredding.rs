@@ -292,7 +292,10 @@ mod tests {
             drop(database);
             open(&folder)
         };
-        assert_eq!(database.buried("local").expect("read"), std::slice::from_ref(&one));
+        assert_eq!(
+            database.buried("local").expect("read"),
+            std::slice::from_ref(&one)
+        );
         assert_eq!(database.buried("other").expect("read"), []);
         let many = Tombstones {
             volumes: (0..Tombstones::IDS_MAX).map(|id| id.to_string()).collect(),
