@@ -139,20 +139,89 @@ fn an_outage_does_nothing_to_an_attached_volume_and_delays_the_next_attach() {
     assert_eq!(daemon.content("v"), content);
     assert_eq!(bao.audited("unwrap").last().map(String::as_str), Some("ok"));
 
-    // A daemon that starts while the server is away serves the rest, says so, and attaches when it is asked again.
     bao.server.seal();
     daemon.stop();
     let daemon = bao.daemon();
-    wait_for("the failed attach to be told", || {
-        let status = daemon.sealvol_json(&["status"]);
-        status["failures"]
-            .to_string()
-            .contains("sealed")
-            .then_some(())
-    });
+    assert_eq!(
+        layers(&daemon, "v")["state"],
+        "error",
+        "to be attached, and is not"
+    );
+    told_to_wait(&daemon, &["v"]);
     bao.server.unseal();
     attach(&daemon).succeeded();
     assert_eq!(daemon.content("v"), content);
+}
+
+/// Waits until `status` has a failure for each of these that says that it is tried again.
+fn told_to_wait(daemon: &Daemon<'_>, names: &[&str]) {
+    wait_for("the failed attaches to be told", || {
+        let status = daemon.sealvol_json(&["status"]);
+        let failures = status["failures"].as_array().expect("a list").clone();
+        let told = |name: &&str| {
+            failures.iter().any(|failure| {
+                let message = failure["message"].as_str().expect("a message");
+                failure["subject"] == **name
+                    && message.contains("sealed")
+                    && message.contains("tried again by itself")
+            })
+        };
+        names.iter().all(told).then_some(())
+    });
+}
+
+#[test]
+fn what_could_not_be_attached_at_a_start_is_attached_when_the_service_is_back() {
+    let bao = Bao::start();
+    let daemon = bao.daemon();
+    let content = bao.volume(&daemon);
+    daemon.sealvol(&["snapshot", "create", "v@s"]).succeeded();
+    daemon.attach("v@s");
+    for name in ["gone", "detached"] {
+        let key = ["--key", "bao:volumes"];
+        let made = ["volume", "create", name, "--size", "4M"];
+        daemon.sealvol(&[&made[..], &key].concat()).succeeded();
+        daemon.attach(name);
+    }
+
+    bao.server.seal();
+    daemon.stop();
+    let daemon = bao.daemon();
+    told_to_wait(&daemon, &["v", "v@s", "gone", "detached"]);
+    daemon.detach("detached");
+    daemon.sealvol(&["volume", "detach", "gone"]).succeeded();
+    daemon.sealvol(&["volume", "delete", "gone"]).succeeded();
+    bao.server.unseal();
+    let failures = || daemon.sealvol_json(&["status"])["failures"].clone();
+    wait_for("all that is left to be attached", || {
+        failures()
+            .as_array()
+            .expect("a list")
+            .is_empty()
+            .then_some(())
+    });
+    assert_eq!(daemon.content("v"), content);
+    assert_eq!(daemon.content("v@s"), content);
+    assert_eq!(layers(&daemon, "detached")["state"], "available");
+    daemon.stop();
+}
+
+#[test]
+fn what_is_refused_at_a_start_is_not_asked_for_again() {
+    let bao = Bao::start();
+    let daemon = bao.daemon();
+    bao.volume(&daemon);
+    daemon.stop();
+    let revoked = json!({ "token": bao.attach_token });
+    bao.server.admin("POST", "auth/token/revoke", &revoked);
+    let daemon = bao.daemon();
+    wait_for("the refusal to be told", || {
+        let failures = daemon.sealvol_json(&["status"])["failures"].to_string();
+        failures.contains("permission denied").then_some(failures)
+    });
+    let log = daemon.log();
+    assert!(!log.contains("when their key service answers"), "{log}");
+    assert!(log.contains("cannot be attached again"), "{log}");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use sealvol_control::api::{
     BadKeySetName, BadSnapshotName, BadVolumeName, KeySetName, SnapshotRef, VolumeName,
 };
 use sealvol_control::key_ref::{KeyRef, KeyRefError};
-use sealvol_control::keychild::{KeyChildError, KeyFailure, Right};
+use sealvol_control::keychild::{Fault, KeyChildError, KeyFailure, Right};
 use sealvol_crypto::KeyError;
 use sealvol_crypto::locked::LockedError;
 use sealvol_store::StoreError;
@@ -446,6 +446,15 @@ impl Error {
         move |source| Self::Store { name, source }
     }
 }
+    /// Whether it is about nothing but a key service that did not answer: nobody has to change anything for it to pass.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Key { failure, .. } => failure.may_pass(),
+            Self::KeyChild { source, .. } => source.fault() == Fault::Retry,
+            _ => false,
+        }
+    }
+
 
 fn names(volumes: &[VolumeName]) -> String {
     let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();

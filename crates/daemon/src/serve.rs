@@ -179,11 +179,12 @@ async fn serve(args: &Args) -> Result<(), RunError> {
         let daemon = Arc::clone(&daemon);
         async move { daemon.attach_all_again().await }
     });
-    tokio::select! {
+    let waiting = tokio::select! {
         attached = again => attached.map_err(|error| error::Error::Internal(error.to_string()))??,
         () = stop.wait() => return stop_all(&daemon, engine, tasks).await,
         () = daemon.told_to_stop.notified() => return stop_all(&daemon, engine, tasks).await,
-    }
+    };
+    tasks.spawn(Arc::clone(&daemon).attach_rest_again(waiting));
     // No task of these: nothing of it is given up in the middle, it ends at the end of a step.
     tokio::spawn(Arc::clone(&daemon).run_merges());
     daemon.resume_jobs().await?;

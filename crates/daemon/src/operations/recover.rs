@@ -1,10 +1,8 @@
-//! What a start does about what the last run left: half-made volumes are undone, half-deleted ones
-//! finished, attached ones attached again.
+//! What a start does about what the last run left unfinished: half-made volumes are undone, half-deleted ones finished. What was
+//! attached is attached again in `attach_again.rs`.
 //!
 //! What no registry row names is never touched: it may be all that is left of a lost registry.
 
-use futures_util::StreamExt as _;
-use sealvol_control::api::{SnapshotRef, VolumeName};
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{Origin, Service};
 use sealvol_store::StoreError;
@@ -131,69 +129,7 @@ impl Daemon {
             None => Ok(()),
         }
     }
-
-    /// Attaches what was attached when the daemon last stopped. What fails is told by `status` and
-    /// stays registered as attached; it does not hold up the others.
-    ///
-    /// # Errors
-    /// When the registry cannot be read.
-    pub(crate) async fn attach_all_again(&self) -> Result<(), Error> {
-        let rows = self.registry.call(|registry| registry.volumes()).await?;
-        let mut snapshots = Vec::new();
-        for row in &rows {
-            let id = row.id;
-            let of_volume = self
-                .registry
-                .call(move |registry| registry.snapshots(id))
-                .await?;
-            let attached = of_volume.into_iter().filter(|row| row.attached.is_some());
-            snapshots.extend(attached.map(|snapshot| SnapshotRef {
-                volume: row.name.clone(),
-                name: snapshot.name,
-            }));
-        }
-        let attached = rows.into_iter().filter(|row| row.attached.is_some());
-        let tasks = attached.map(|row| self.attach_again_or_tell(row.name));
-        futures_util::stream::iter(tasks)
-            .buffer_unordered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
-        let tasks = snapshots
-            .into_iter()
-            .map(|name| self.attach_snapshot_again_or_tell(name));
-        futures_util::stream::iter(tasks)
-            .buffer_unordered(AT_ONCE)
-            .collect::<Vec<_>>()
-            .await;
-        Ok(())
-    }
-
-    async fn attach_snapshot_again_or_tell(&self, name: SnapshotRef) {
-        let Ok(_leave) = self.leave().await else {
-            return;
-        };
-        if let Err(error) = self.attach_snapshot_again(&name).await {
-            tracing::error!(snapshot = %name, %error, "cannot be attached again");
-            self.failures
-                .set(&name.to_string(), reply::in_words(&error));
-        }
-    }
-
-    async fn attach_again_or_tell(&self, name: VolumeName) {
-        // An operation like any other: a stop waits for those that have begun, the rest stay as
-        // they are registered.
-        let Ok(_leave) = self.leave().await else {
-            return;
-        };
-        if let Err(error) = self.attach_again(name.clone()).await {
-            tracing::error!(volume = %name, %error, "cannot be attached again");
-            self.failures.set(name.as_str(), reply::in_words(&error));
-        }
-    }
 }
 
 /// The key that is there without being asked for.
 const FIRST_KEY: &str = "default";
-
-/// Each is a key child; more of them would only wait for each other's processor.
-const AT_ONCE: usize = 8;
