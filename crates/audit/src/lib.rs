@@ -14,6 +14,7 @@
 //! | a line changed, put in, dropped, moved, written twice | `seq` and `prev`, without any key |
 //! | all lines from one on made anew, with new `prev` | the verification key, or an [`Anchor`] |
 //! | its end cut off | an [`Anchor`]: a place in the log that was told elsewhere while it was made |
+//! | an older log put back, its key with it | an anchor, or the [`Index`] of a TPM that heads were extended into |
 //!
 //! What always holds: a line is complete, with the newline at its end, or it is no line; a key is
 //! wiped when it is stepped on or dropped, and is neither printed nor compared in variable time.
@@ -21,10 +22,12 @@
 //! The keys here protect the log and nothing else: no data key comes near this crate, and it opens
 //! no file. They are in ordinary memory: the next one stands in a file beside the log as well.
 
+mod extended;
 mod key;
 mod line;
 mod verify;
 
+pub use extended::{Doubt, Extended, Index, extended, extension};
 pub use key::{BadKey, ChainKey};
 pub use line::{LineError, Link, Parsed, Sealed, hash, parse, seal};
 pub use verify::{Anchor, BadAnchor, Finding, Found, Report, Verifier};

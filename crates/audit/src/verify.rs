@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::extended::{Doubt, Extended, Index};
 use crate::line::{self, Link, Parsed};
 use crate::{BYTES, ChainKey, LineError, from_hex, hex};
 
@@ -85,6 +86,20 @@ pub enum Found {
     /// A line that was told elsewhere comes before the first of these files.
     #[error("not in these files, which begin later: give those from before the rotation too")]
     Before,
+    /// It says that another line than the log has went into the TPM's index.
+    #[error("another line than this log has went into the TPM's index")]
+    OtherLineExtended,
+    /// It says that the TPM's index stood where it can't have.
+    #[error(
+        "the TPM's index did not come there by this line from where the log had it: the log was put back or lines are missing, or \
+         somebody else extended the index"
+    )]
+    OtherIndex,
+    /// The TPM's index stands elsewhere now.
+    #[error(
+        "the TPM's index does not stand where this log would have it: an older log was put back, or its end is cut off"
+    )]
+    IndexMoved,
     /// The last line has no newline.
     #[error("incomplete: writing it was interrupted, or the end is cut off")]
     Torn,
@@ -99,6 +114,9 @@ pub struct Verifier {
     /// What the next line should be linked to; the hash is not known after what was no line.
     next: Option<(u64, Option<[u8; BYTES]>)>,
     head: Option<Anchor>,
+    /// What the log says of the TPM's index, and where that stands.
+    index: Index,
+    tpm_value: Option<[u8; BYTES]>,
     lines: u64,
     keyed: u64,
     findings: Vec<Finding>,
@@ -114,6 +132,13 @@ impl Verifier {
             anchors,
             ..Self::default()
         }
+    }
+
+    /// Checks besides that the TPM's index, which stands at `value`, is where the log would have it.
+    #[must_use]
+    pub fn with_tpm_value(mut self, value: Option<[u8; BYTES]>) -> Self {
+        self.tpm_value = value;
+        self
     }
 
     /// The next line of the log, with its newline if it has one.
@@ -158,10 +183,16 @@ impl Verifier {
                 });
             }
         }
-        self.head = Some(Anchor {
+        let head = Anchor {
             seq,
             mac: parsed.mac,
-        });
+        };
+        match self.index.line(head.clone(), Extended::of(whole).as_ref()) {
+            Some(Doubt::Line) => self.found(seq, Found::OtherLineExtended),
+            Some(Doubt::Value) => self.found(seq, Found::OtherIndex),
+            None => {}
+        }
+        self.head = Some(head);
         self.next = Some((seq + 1, Some(line::hash(whole))));
     }
 
@@ -216,6 +247,12 @@ impl Verifier {
                 self.found(anchor.seq, Found::Cut);
             }
             // Else its line is known to be missing or no line.
+        }
+        if self
+            .tpm_value
+            .is_some_and(|value| !self.index.may_stand_at(&value))
+        {
+            self.found(next, Found::IndexMoved);
         }
         Report {
             lines: self.lines,
@@ -437,6 +474,69 @@ mod tests {
         }
         assert_eq!(findings(&lines, vec![first_key()]), [(5, 7, Found::Forged)]);
         assert_eq!(findings(&lines, vec![second(), first_key()]), []);
+    }
+
+    /// A log of which each third line says what went into an index, and where that stands in the end.
+    fn extended_log(count: u64) -> (Vec<String>, [u8; BYTES]) {
+        let (mut key, mut link) = (first_key(), Link::START);
+        let (mut value, mut before) = ([0; BYTES], None);
+        let mut lines = Vec::new();
+        for number in 0..count {
+            let record = match before.as_ref().filter(|_| number % 3 == 2) {
+                Some(head) => {
+                    value = crate::extended(&value, head);
+                    format!(
+                        "{{\"anchored\":\"{head}\",\"tpm-value\":\"{}\"}}",
+                        hex(&value)
+                    )
+                }
+                None => "{}".to_owned(),
+            };
+            let sealed = line::seal(&record, &link, &key).expect("sealed");
+            let (seq, mac) = (link.seq, sealed.mac);
+            key.step();
+            link = sealed.next;
+            before = Some(Anchor { seq, mac });
+            lines.push(sealed.text);
+        }
+        (lines, value)
+    }
+
+    #[test]
+    fn an_older_log_that_was_put_back_is_found_by_the_index() {
+        let found = |lines: &[String], value| {
+            let mut verifier =
+                Verifier::new(vec![first_key()], Vec::new()).with_tpm_value(Some(value));
+            lines.iter().for_each(|line| verifier.line(line));
+            let findings = verifier.finish().findings.into_iter();
+            findings
+                .map(|finding| (finding.seq, finding.what))
+                .collect::<Vec<_>>()
+        };
+        let (lines, value) = extended_log(10);
+        assert_eq!(found(&lines, value), []);
+        assert_eq!(
+            found(&lines[..8], value),
+            [(9, Found::IndexMoved)],
+            "line 9 told of 8"
+        );
+        // It went in and the machine died before it was told.
+        let head = anchor(&lines, 9);
+        assert_eq!(found(&lines, crate::extended(&value, &head)), []);
+        // An older log that was gone on with by who has its key of then: it knows the value, not the way there.
+        let (older, _) = extended_log(5);
+        let mut key = first_key();
+        (0..5).for_each(|_| key.step());
+        let prev = line::hash(older[4].trim_end());
+        let link = Link { seq: 6, prev };
+        let claim = format!(
+            "{{\"anchored\":\"{}\",\"tpm-value\":\"{}\"}}",
+            anchor(&older, 4),
+            hex(&value)
+        );
+        let forged = line::seal(&claim, &link, &key).expect("sealed").text;
+        let forged = [&older[..], &[forged]].concat();
+        assert_eq!(found(&forged, value), [(6, Found::OtherIndex)]);
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! What may be typed. Names and defaults only: what a word does is in [`crate::run`].
 
+mod audit;
 mod key;
 
 use std::path::PathBuf;
@@ -9,13 +10,13 @@ use std::time::Duration;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use sealvol_audit::Anchor;
 use sealvol_control::api::bench::MILLISECONDS;
 use sealvol_control::api::{
     self, BadSnapshotName, BadVolumeName, KeySetName, SnapshotRef, VolumeName,
 };
 use sealvol_control::size::Size;
 
+pub(crate) use audit::{Audit, Verify};
 pub(crate) use key::{Alias, Import, ImportParameters, Key, KeySet, Policy, Rewrap};
 
 /// Encrypted block volumes: create, attach, detach, and look at them.
@@ -103,30 +104,6 @@ pub(crate) enum Noun {
         /// The shell
         shell: Shell,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Audit {
-    /// Check that nobody has changed, dropped, moved or written anew a line of the audit log
-    ///
-    /// Needs no daemon when logs are named, and is best done on another machine, by a copy of the log.
-    /// Without a verification key it finds whatever breaks the chain of lines; with the key also lines
-    /// that somebody made anew from some place on; with an anchor also an end that was cut off. Exit
-    /// code 3 if something is found.
-    Verify(Verify),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Verify {
-    /// A verification key of the log; again for each other time its chain was begun
-    #[arg(long = "key", value_name = "FILE")]
-    pub(crate) keys: Vec<PathBuf>,
-    /// A record that `status` or the daemon's own log told once; as often as wanted
-    #[arg(long = "anchor", value_name = "NUMBER:MAC")]
-    pub(crate) anchors: Vec<Anchor>,
-    /// The log, and before it what it was rotated into, oldest first [default: the daemon's]
-    #[arg(value_name = "LOG")]
-    pub(crate) logs: Vec<PathBuf>,
 }
 
 /// Seconds, with a fraction, as milliseconds.

@@ -60,7 +60,7 @@ pub(crate) async fn verify(
     }
     let keys = options.keys.iter().map(|path| read_key(path));
     let keys = keys.collect::<Result<Vec<_>, _>>()?;
-    let mut verifier = Verifier::new(keys, options.anchors);
+    let mut verifier = Verifier::new(keys, options.anchors).with_tpm_value(options.tpm_value);
     for path in &logs {
         read_log(path, &mut verifier).map_err(|source| AuditError::File {
             path: path.clone(),

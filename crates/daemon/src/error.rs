@@ -41,6 +41,12 @@ pub enum Error {
         /// Why not.
         source: io::Error,
     },
+    /// The TPM's index for heads of the audit log is not what the log says.
+    #[error("the TPM's index for the audit log: {cause}")]
+    AuditIndex {
+        /// What is wrong.
+        cause: &'static str,
+    },
     /// The backing is neither a directory nor a block device, or cannot be looked at.
     #[error("backing {}: {cause}", path.display())]
     Backing {
@@ -440,12 +446,6 @@ impl Error {
         }
     }
 
-    /// A file of the volume `name` failed so.
-    pub fn store(name: &VolumeName) -> impl FnOnce(StoreError) -> Self {
-        let name = name.clone();
-        move |source| Self::Store { name, source }
-    }
-}
     /// Whether it is about nothing but a key service that did not answer: nobody has to change anything for it to pass.
     pub fn is_outage(&self) -> bool {
         match self {
@@ -455,6 +455,12 @@ impl Error {
         }
     }
 
+    /// A file of the volume `name` failed so.
+    pub fn store(name: &VolumeName) -> impl FnOnce(StoreError) -> Self {
+        let name = name.clone();
+        move |source| Self::Store { name, source }
+    }
+}
 
 fn names(volumes: &[VolumeName]) -> String {
     let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();

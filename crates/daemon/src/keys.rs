@@ -9,6 +9,7 @@
 //! - a plaintext key goes from the key socket into locked memory, nowhere else.
 
 mod aliases;
+mod audit_index;
 mod import;
 mod lifecycle;
 mod pins;

@@ -217,6 +217,7 @@ async fn stop_all(
     if let Err(error) = daemon.discard_all_ephemeral("the daemon stopped").await {
         tracing::warn!(%error, "ephemeral volumes are seen to by the next start");
     }
+    daemon.anchor_audit_log().await;
     if let Err(error) = daemon.registry.call(|registry| registry.checkpoint()).await {
         tracing::warn!(%error, "the registry's log stays, for the next start to read");
     }

@@ -99,6 +99,10 @@ async fn carry_out_one<S: KeyService>(
             Done::CreateKey(service.create_key(name, *origin).await?)
         }
         Call::Describe { key } => Done::Describe(service.describe(key).await?),
+        Call::ExtendAudit { extension } => {
+            let (before, after) = service.extend_audit(extension).await?;
+            Done::ExtendAudit { before, after }
+        }
         Call::Generate { key, context } => {
             Done::Generate(bounded(service.generate(key, &checked(context)?).await?)?)
         }
@@ -219,6 +223,7 @@ fn name(call: &Call) -> &'static str {
         Call::Check { .. } => "Check",
         Call::CreateKey { .. } => "CreateKey",
         Call::Describe { .. } => "Describe",
+        Call::ExtendAudit { .. } => "ExtendAudit",
         Call::Generate { .. } => "Generate",
         Call::ImportMaterial { .. } => "ImportKeyMaterial",
         Call::ImportParameters { .. } => "GetParametersForImport",

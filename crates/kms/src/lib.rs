@@ -95,6 +95,18 @@ pub trait KeyService {
     /// Tells state, versions and age of a key; answered in every state.
     fn describe(&self, key: &str) -> impl Future<Output = Result<KeyDescription, Refusal>>;
 
+    /// Extends the index that heads of the audit log go into; gives its value before (empty if nothing ever went in) and after.
+    fn extend_audit(
+        &self,
+        _extension: &[u8],
+    ) -> impl Future<Output = Result<(Vec<u8>, Vec<u8>), Refusal>> {
+        async {
+            Err(Refusal::Unsupported {
+                call: "ExtendAudit",
+            })
+        }
+    }
+
     /// Makes a volume key and wraps it under the latest version of `key`. Nobody gets its plaintext.
     fn generate(
         &self,

@@ -11,7 +11,7 @@
 //! - a wrapped key is bound to its encryption context, and opens under the key it names, if that is the key the caller named;
 //! - that the machine is in another state takes a key out of use, and nothing else: in the former state it opens again.
 //!
-//! It speaks to the TPM itself (`device`): ten commands, so that keys lie in locked memory only. The C library would hold
+//! It speaks to the TPM itself (`device`): eleven commands, so that keys lie in locked memory only. The C library would hold
 //! them in its own, and the child could not start on a machine without it. `TPM2.md` describes the file for those who
 //! have to open a key without this program.
 
@@ -290,6 +290,21 @@ impl KeyService for Tpm2 {
     async fn describe(&self, key: &str) -> Result<KeyDescription, Refusal> {
         let (name, sealed) = self.find(key)?;
         self.described(name, &sealed)
+    }
+
+    async fn extend_audit(&self, extension: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Refusal> {
+        let index = self.service.audit.ok_or(Refusal::Unsupported {
+            call: "ExtendAudit without `audit` in the configuration",
+        })?;
+        let subject = format!("index 0x{index:x} of {}", self.provider);
+        self.ask(&subject, |tpm| {
+            let before = tpm.extended(index)?;
+            tpm.extend(index, extension)?;
+            Ok((
+                before.unwrap_or_default(),
+                tpm.extended(index)?.unwrap_or_default(),
+            ))
+        })
     }
 
     async fn generate(&self, key: &str, context: &EncryptionContext) -> Result<Wrapped, Refusal> {

@@ -61,7 +61,7 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable`, `Tombstone` | no | no | yes |
+/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable`, `Tombstone`, `ExtendAudit` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
 /// So whoever creates a volume never sees its key, and whoever attaches one cannot make another. The policy of a key, if it has
@@ -86,6 +86,7 @@ impl Right {
             | Call::Change { .. }
             | Call::ChangeAlias { .. }
             | Call::CreateKey { .. }
+            | Call::ExtendAudit { .. }
             | Call::ImportMaterial { .. }
             | Call::ImportParameters { .. }
             | Call::Policy { .. }
@@ -225,6 +226,12 @@ pub enum Call {
         /// The key.
         key: String,
     },
+    /// Extend the index that is kept for heads of the audit log.
+    ExtendAudit {
+        /// By what.
+        #[serde(with = "base64_text")]
+        extension: Vec<u8>,
+    },
     /// Make a volume key and return it wrapped. Its plaintext leaves the child in no form.
     Generate {
         /// The key-encryption key.
@@ -338,6 +345,15 @@ pub enum Done {
     CreateKey(KeyDescription),
     /// The key.
     Describe(KeyDescription),
+    /// Where the index stands.
+    ExtendAudit {
+        /// Before that; none if nothing ever went in.
+        #[serde(with = "base64_text")]
+        before: Vec<u8>,
+        /// Since then.
+        #[serde(with = "base64_text")]
+        after: Vec<u8>,
+    },
     /// The new volume key, wrapped.
     Generate(Wrapped),
     /// The key as it is now.
@@ -377,6 +393,7 @@ impl Done {
                 | (Self::Check { .. }, Call::Check { .. })
                 | (Self::CreateKey(_), Call::CreateKey { .. })
                 | (Self::Describe(_), Call::Describe { .. })
+                | (Self::ExtendAudit { .. }, Call::ExtendAudit { .. })
                 | (Self::Generate(_), Call::Generate { .. })
                 | (Self::ImportMaterial(_), Call::ImportMaterial { .. })
                 | (Self::ImportParameters(_), Call::ImportParameters { .. })

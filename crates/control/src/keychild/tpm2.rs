@@ -25,6 +25,9 @@ pub struct Tpm2Service {
     /// An NV index that counts: a new key opens only as long as it stands where it stood when the key was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counter: Option<u32>,
+    /// An NV index of the type *extend*: heads of the audit log go in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<u32>,
     /// Always true: whoever may have volumes made may have them opened. It has to be said.
     pub single_credential: bool,
 }
@@ -55,6 +58,8 @@ struct Written {
     #[serde(default)]
     counter: Option<u32>,
     #[serde(default)]
+    audit: Option<u32>,
+    #[serde(default)]
     single_credential: bool,
 }
 
@@ -82,8 +87,10 @@ impl TryFrom<Written> for Tpm2Service {
             )
         } else if written.parent.is_some_and(|handle| handle >> 24 != 0x81) {
             Err("tpm2: `parent` is a persistent handle, 0x81000000 to 0x81ffffff")
-        } else if written.counter.is_some_and(|index| index >> 24 != 0x01) {
+        } else if written.counter.is_some_and(|index| !is_nv_index(index)) {
             Err("tpm2: `counter` is an NV index, 0x01000000 to 0x01ffffff")
+        } else if written.audit.is_some_and(|index| !is_nv_index(index)) {
+            Err("tpm2: `audit` is an NV index, 0x01000000 to 0x01ffffff")
         } else {
             Ok(Self {
                 device,
@@ -92,10 +99,15 @@ impl TryFrom<Written> for Tpm2Service {
                 pcrs,
                 parent: written.parent,
                 counter: written.counter,
+                audit: written.audit,
                 single_credential: true,
             })
         }
     }
+}
+
+fn is_nv_index(handle: u32) -> bool {
+    handle >> 24 == 0x01
 }
 
 /// The kernel's TPM, with its resource manager.
@@ -130,6 +142,7 @@ mod tests {
             (with(r#""device":"tpm""#), "absolute"),
             (with(r#""parent":1073741825"#), "parent"),
             (with(r#""counter":2164260865"#), "counter"),
+            (with(r#""audit":2164260865"#), "audit"),
             (with(r#""bank":"sha1""#), "sha1"),
             (with(r#""password":"x""#), "password"),
         ] {

@@ -19,7 +19,9 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sealvol_audit::{Anchor, ChainKey, Link, from_hex, hash, hex, parse, seal};
+use sealvol_audit::{
+    Anchor, BYTES, ChainKey, Extended, Index, Link, from_hex, hash, hex, parse, seal,
+};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
@@ -57,6 +59,10 @@ struct Chain {
     state: File,
     key: ChainKey,
     link: Link,
+    /// What the lines say of the TPM's index.
+    index: Index,
+    /// The last line is not one about that index, or was there when the daemon started.
+    news: bool,
     /// Why no line may follow any more.
     broken: Option<String>,
 }
@@ -104,6 +110,21 @@ impl Audit {
     /// The last line.
     pub(crate) fn head(&self) -> Option<Anchor> {
         locked(&self.head).clone()
+    }
+
+    /// Where the lines say that the TPM's index stands.
+    pub(crate) fn index_value(&self) -> Option<[u8; BYTES]> {
+        locked(&self.chain).index.value().copied()
+    }
+
+    /// Whether there is anything that the index does not have yet, as far as this daemon knows.
+    pub(crate) fn has_news(&self) -> bool {
+        locked(&self.chain).news
+    }
+
+    /// The line that brought the index to `value`, if no line says so yet.
+    pub(crate) fn unrecorded(&self, value: &[u8; BYTES]) -> Option<Anchor> {
+        locked(&self.chain).index.unrecorded(value).cloned()
     }
 
     /// The verification key's file, as long as nobody has taken it away.
@@ -154,6 +175,8 @@ impl Chain {
             state,
             key,
             link,
+            index: tail.index(),
+            news: true,
             broken: None,
         };
         chain.catch_up(&tail);
@@ -217,6 +240,9 @@ impl Chain {
             seq: self.link.seq,
             mac: sealed.mac,
         };
+        let extended = Extended::of(&sealed.text);
+        self.index.line(anchor.clone(), extended.as_ref());
+        self.news = extended.is_none();
         self.key.step();
         self.link = sealed.next;
         if let Err(error) = self.keep() {
@@ -303,6 +329,21 @@ impl Tail {
             seq: last_number.unwrap_or(0) + 1,
             prev: hash(last),
         }
+    }
+
+    /// What they say of the TPM's index.
+    fn index(&self) -> Index {
+        let mut index = Index::default();
+        for line in &self.lines {
+            if let Ok(parsed) = parse(line) {
+                let anchor = Anchor {
+                    seq: parsed.link.seq,
+                    mac: parsed.mac,
+                };
+                index.line(anchor, Extended::of(line).as_ref());
+            }
+        }
+        index
     }
 
     fn head(&self) -> Option<Anchor> {

@@ -9,6 +9,7 @@
 //! It never holds key bytes, wrapped or not. Its lines are a chain (`sealvol_audit`), which `log.rs` goes on with and
 //! `sealvol audit verify` checks.
 
+mod index;
 mod log;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,12 @@ pub(crate) struct Record {
     /// The encryption context.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub context: BTreeMap<String, String>,
+    /// The line of this log that went into the TPM's index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchored: Option<String>,
+    /// Where the index stood then, in hexadecimal digits.
+    #[serde(rename = "tpm-value", skip_serializing_if = "Option::is_none")]
+    pub tpm_value: Option<String>,
     /// The protection of the memory that the key came into.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protection: Option<String>,
@@ -75,6 +82,8 @@ pub(crate) enum Operation {
     AcceptRollback,
     /// A volume was registered from its layer, or was not.
     Adopt,
+    /// A line of this log went into an index of the TPM, which goes forward only.
+    Anchor,
     /// The key of the log's next line was lost: the chain begins anew here, with another verification key.
     AuditAnew,
     /// An attach was refused after its key was unwrapped, or before it was asked for.
@@ -169,6 +178,8 @@ impl Record {
             days: None,
             key_version: None,
             context: BTreeMap::new(),
+            anchored: None,
+            tpm_value: None,
             protection: None,
             result: "ok".to_owned(),
         }

@@ -46,7 +46,8 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::KeyRef(_)
         | Error::NoSuchClone { .. }
         | Error::OtherProvider { .. } => ErrorKind::Usage,
-        Error::BackingNotAllowed { .. }
+        Error::AuditIndex { .. }
+        | Error::BackingNotAllowed { .. }
         | Error::BadKey { .. }
         | Error::Forbidden { .. }
         | Error::KeyDatabaseLost { .. }
@@ -190,6 +191,10 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::BadRequest(_) => "See the control API's documentation for this call",
         Error::Audit { .. } => {
             "Make the log writable: without a record no key is used and nothing is deleted"
+        }
+        Error::AuditIndex { .. } => {
+            "Find out who put an older state directory back, or extended the index; `sealvol audit verify --tpm-value` says from which \
+             record on. The log goes on from here"
         }
         Error::Backing { .. } => "Name an existing directory or block device",
         Error::BackingNotAllowed { .. } => {

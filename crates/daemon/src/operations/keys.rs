@@ -177,6 +177,7 @@ impl Daemon {
             }
         }
         self.bring_up_all(None).await;
+        self.anchor_audit_log().await;
     }
 
     async fn tend_provider(&self, provider: &str) -> Result<(), Error> {

@@ -26,6 +26,8 @@ const HEADER_BYTES: usize = 10;
 const ANSWER_MAX: usize = 4096;
 /// `TPM_RC_TESTING`, `TPM_RC_RETRY`, `TPM_RC_YIELDED`: the command was not begun, and is to be sent again.
 const NOT_NOW: [u32; 3] = [0x90A, 0x922, 0x908];
+/// `TPM_RC_NV_UNINITIALIZED`: an index that nothing was ever written to.
+const NV_UNINITIALIZED: u32 = 0x14A;
 const RESUBMITS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(25);
 const NO_SESSIONS: u16 = 0x8001;
@@ -80,6 +82,9 @@ const CREATE: Name = (0x153, "TPM2_Create");
 const CREATE_PRIMARY: Name = (0x131, "TPM2_CreatePrimary");
 const FLUSH: Name = (0x165, "TPM2_FlushContext");
 const LOAD: Name = (0x157, "TPM2_Load");
+/// What a refusal of it is known by.
+pub(super) const NV_EXTEND_NAME: &str = "TPM2_NV_Extend";
+const NV_EXTEND: Name = (0x136, NV_EXTEND_NAME);
 const NV_READ: Name = (0x14E, "TPM2_NV_Read");
 const POLICY_DIGEST: Name = (0x189, "TPM2_PolicyGetDigest");
 const POLICY_NV: Name = (0x149, "TPM2_PolicyNV");
@@ -245,14 +250,35 @@ impl Tpm {
 
     /// Where a counter stands.
     pub(super) fn counter(&mut self, index: u32) -> Result<[u8; 8], Failure> {
+        let stands = self.nv_read(index, 8)?.try_into();
+        stands.map_err(|_| Failure::Nonsense("a counter of another length"))
+    }
+
+    /// Where an index that is extended with SHA-256 stands; `None` if it never was.
+    pub(super) fn extended(&mut self, index: u32) -> Result<Option<Vec<u8>>, Failure> {
+        match self.nv_read(index, 32) {
+            Ok(value) => Ok(Some(value)),
+            Err(Failure::Code(NV_UNINITIALIZED, _)) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Extends an index by `data`, with an empty password.
+    pub(super) fn extend(&mut self, index: u32, data: &[u8]) -> Result<(), Failure> {
         let mut body = [index.to_be_bytes(), index.to_be_bytes()].concat();
         body.extend(PASSWORD);
-        body.extend([0, 8, 0, 0]);
+        sized(&mut body, data);
+        self.ask(SESSIONS, NV_EXTEND, &body).map(drop)
+    }
+
+    fn nv_read(&mut self, index: u32, bytes: u8) -> Result<Vec<u8>, Failure> {
+        let mut body = [index.to_be_bytes(), index.to_be_bytes()].concat();
+        body.extend(PASSWORD);
+        body.extend([0, bytes, 0, 0]); // from its beginning
         let answer = self.ask(SESSIONS, NV_READ, &body)?;
         let mut answer = Fields::of(&answer);
         answer.u32()?;
-        let stands = answer.sized()?.try_into();
-        stands.map_err(|_| Failure::Nonsense("a counter of another length"))
+        Ok(answer.sized()?.to_vec())
     }
 
     /// Takes an object or a session out of the TPM.

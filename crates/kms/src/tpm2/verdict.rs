@@ -8,7 +8,7 @@ use std::io;
 use sealvol_control::keychild::FailureClass;
 use sealvol_crypto::KeyError;
 
-use super::device::Failure;
+use super::device::{Failure, NV_EXTEND_NAME as NV_EXTEND};
 use crate::Refusal;
 use crate::refusal::Remote;
 
@@ -45,6 +45,8 @@ fn name(code: u32) -> &'static str {
         0x128 => "TPM_RC_PCR_CHANGED",
         0x12F => "TPM_RC_AUTH_UNAVAILABLE",
         0x143 => "TPM_RC_COMMAND_CODE",
+        0x149 => "TPM_RC_NV_AUTHORIZATION",
+        0x14A => "TPM_RC_NV_UNINITIALIZED",
         0x902 => "TPM_RC_OBJECT_MEMORY",
         0x903 => "TPM_RC_SESSION_MEMORY",
         0x904 => "TPM_RC_MEMORY",
@@ -76,11 +78,15 @@ fn verdict(code: u32) -> (FailureClass, &'static str) {
         ),
         0x8B => (
             KeyUnusable,
-            "there is nothing at that handle: see `parent` and `counter` in the configuration",
+            "there is nothing at that handle: see `parent`, `counter` and `audit` in the configuration",
         ),
         0x8E | 0xA2 => (
             NotPermitted,
             "the owner's password is set: make the storage primary key persistent without a password, and name it as `parent`",
+        ),
+        0x149 => (
+            NotPermitted,
+            "the index can't be read or written with its own empty password: define it anew with authread and authwrite",
         ),
         0x85 | 0x12F => (
             NotPermitted,
@@ -113,7 +119,14 @@ fn verdict(code: u32) -> (FailureClass, &'static str) {
 pub(super) fn refused(failure: Failure, subject: String) -> Refusal {
     let (class, said, reason, next_step) = match failure {
         Failure::Code(code, command) => {
-            let ((class, next_step), name) = (verdict(code), name(code));
+            let name = name(code);
+            let (class, next_step) = match command {
+                NV_EXTEND if name == "TPM_RC_ATTRIBUTES" => (
+                    FailureClass::CallerBug,
+                    "the index is of another type: define it with nt=extend and the name algorithm sha256",
+                ),
+                _ => verdict(code),
+            };
             let reason = format!("{command}: {name} (0x{code:x})");
             (class, name.to_owned(), reason, next_step)
         }

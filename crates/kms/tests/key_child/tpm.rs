@@ -42,6 +42,7 @@ impl Tpm {
             pcrs: vec![RESETTABLE],
             parent: None,
             counter: None,
+            audit: None,
             single_credential: true,
         }
     }

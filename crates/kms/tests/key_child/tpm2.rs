@@ -200,6 +200,55 @@ async fn keys_can_be_sealed_under_a_persistent_parent() {
 }
 
 #[tokio::test]
+async fn an_index_for_the_audit_log_goes_forward_as_the_specification_has_it() {
+    let tpm = Tpm::start().await;
+    let define = |index: &str, more: &str| {
+        let attributes = format!("authread|authwrite|no_da|{more}");
+        let what = ["-Q", "-C", "o", "-g", "sha256", "-a", &attributes, index];
+        tpm.chip.tool("tpm2_nvdefine", &what);
+    };
+    define("0x1500010", "nt=extend");
+    define("0x1500011", "nt=counter");
+    let with = |index| Tpm2Service {
+        audit: Some(index),
+        ..tpm.service()
+    };
+    let extend = |extension: &[u8]| Call::ExtendAudit {
+        extension: extension.to_vec(),
+    };
+    let mut stands = Vec::new();
+    for extension in [&b"one"[..], b"two"] {
+        let done = asked(&with(0x0150_0010), Right::Administer, extend(extension)).await;
+        let Ok(Done::ExtendAudit { before, after }) = done else {
+            panic!("{done:?}");
+        };
+        assert_eq!(before, stands, "what came out the last time");
+        // tpm2-tools agree; that it is SHA-256 of both is for who relies on it (`sealvol-audit`).
+        tpm.chip.tool("tpm2_nvread", &["-o", "value", "0x1500010"]);
+        assert_eq!(fs::read(tpm.chip.place("value")).unwrap(), after);
+        stands = after;
+    }
+    let other = asked(&with(0x0150_0011), Right::Administer, extend(b"x")).await;
+    is(
+        &other.unwrap_err(),
+        FailureClass::CallerBug,
+        "TPM_RC_ATTRIBUTES",
+    );
+    let none = asked(&with(0x0150_0012), Right::Administer, extend(b"x")).await;
+    is(
+        &none.unwrap_err(),
+        FailureClass::KeyUnusable,
+        "TPM_RC_HANDLE",
+    );
+    let none = asked(&tpm.service(), Right::Administer, extend(b"x")).await;
+    assert_eq!(none.unwrap_err().class, FailureClass::CallerBug);
+    for right in [Right::Attach, Right::Create] {
+        let refused = asked(&with(0x0150_0010), right, extend(b"x")).await;
+        assert_eq!(refused.unwrap_err().class, FailureClass::NotPermitted);
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_left_in_the_chip_also_where_a_call_fails() {
     let tpm = Tpm::start().await;
     let ctx = context("1");
