@@ -27,6 +27,11 @@ pub(crate) const IMPORT_TOKEN_MAC: &[u8] = b"sealvol v1 import token mac";
 /// Label of the key of the fingerprint of imported key material.
 pub(crate) const FINGERPRINT: &[u8] = b"sealvol v1 imported key fingerprint";
 
+/// Label of what all shares of a key say of it.
+pub(crate) const SHARED_CHECK: &[u8] = b"sealvol v1 shared key check";
+/// Label of the key under a data key of another key service that a master key is sealed by.
+pub(crate) const MASTER_KEY_WRAP: &[u8] = b"sealvol v1 wrap master key";
+
 /// HKDF-SHA256 of `ikm` with `salt` (may be empty) and `label` as info.
 pub(crate) fn derive<const N: usize>(ikm: &[u8], salt: &[u8], label: &[u8]) -> Zeroizing<[u8; N]> {
     let mut okm = Zeroizing::new([0; N]);

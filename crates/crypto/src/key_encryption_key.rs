@@ -10,11 +10,11 @@ use zeroize::Zeroizing;
 
 use crate::context::EncryptionContext;
 use crate::kdf;
-use crate::locked::{KeyMemory, Slot};
+use crate::locked::{KeyMemory, LockedError, Slot};
 use crate::random;
 use crate::residue::with_cleared_residue;
 use crate::sector_cipher::hmac_sha256;
-use crate::volume_key::{KeyError, read_exact};
+use crate::volume_key::{KeyError, VolumeKey, read_exact};
 use crate::wrap::{self, Format, WrapError, WrapHeader};
 
 /// Bytes of a key-encryption key.
@@ -76,6 +76,24 @@ impl KeyEncryptionKey {
             _ if got > expected => Err(KeyError::Long { expected }),
             _ => Ok(Self { slot }),
         }
+    }
+
+    /// The key that a master key is sealed by when a data key of another key service protects it: made of that data key. `id` is
+    /// the master key's own.
+    ///
+    /// # Errors
+    /// No locked memory.
+    pub fn from_data_key(
+        memory: &Arc<KeyMemory>,
+        data_key: &VolumeKey,
+        id: &[u8; 16],
+    ) -> Result<Self, LockedError> {
+        Self::fill(memory, |bytes| {
+            let derived =
+                kdf::derive::<KEY_ENCRYPTION_KEY_BYTES>(data_key.bytes(), id, kdf::MASTER_KEY_WRAP);
+            bytes.copy_from_slice(derived.as_slice());
+            Ok(())
+        })
     }
 
     /// Writes the 32 bytes, straight from locked memory: to create the master key file, mode 0600.
@@ -182,7 +200,7 @@ impl KeyEncryptionKey {
     }
 
     /// The one entry for key bytes: `source` fills the slot in place.
-    pub(crate) fn fill<E: From<crate::locked::LockedError>>(
+    pub(crate) fn fill<E: From<LockedError>>(
         memory: &KeyMemory,
         source: impl FnOnce(&mut [u8; KEY_ENCRYPTION_KEY_BYTES]) -> Result<(), E>,
     ) -> Result<Self, E> {

@@ -11,6 +11,7 @@
 //! - [`locked`]: the memory that keys lie in, from the kernel up.
 //! - [`VolumeKey`], [`KeyEncryptionKey`]: keys before they are used; how they come in and go out.
 //! - [`SectorCipher`]: AES-256-XTS and the MACs, with a volume key expanded in its slot.
+//! - [`Share`]: shares of a key-encryption key, of which some give it back.
 //! - [`SecretBytes`]: messages to and from key services that have a key in them.
 //! - [`wrap`], [`EncryptionContext`]: wrapped keys and what they are bound to.
 //! - [`clear_residue`]: what the cipher leaves on stack and in registers, and how it goes away.
@@ -41,6 +42,7 @@ mod residue;
 mod secret_bytes;
 mod sector_cipher;
 pub mod selftest;
+mod shares;
 mod volume_key;
 pub mod wrap;
 mod xts;
@@ -56,4 +58,5 @@ pub use random::{RandomError, random};
 pub use residue::clear_residue;
 pub use secret_bytes::{SecretBytes, SecretTooLong};
 pub use sector_cipher::{SectorCipher, UnitSize, UnitSizeError};
+pub use shares::{CombineError, SHARE_BYTES, SHARES_MAX, Share, ShareError, THRESHOLD_MIN};
 pub use volume_key::{Commitment, KeyError, VOLUME_KEY_BYTES, VolumeKey};

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::{
-    Argon2Params, EncryptionContext, KeyEncryptionKey, UnitSize, VolumeKey, random, wrap,
+    Argon2Params, EncryptionContext, KeyEncryptionKey, Share, UnitSize, VolumeKey, random, wrap,
 };
 use serde_json::{Value, json};
 
@@ -288,4 +288,69 @@ fn a_passphrase_gives_the_same_key() {
         }));
         assert_eq!(out, expected, "{typed:?}");
     }
+}
+
+#[test]
+fn shares_made_here_give_the_key_there_and_shares_made_there_here() {
+    let (mut oracle, memory) = (Oracle::start(), memory());
+    for (threshold, count) in [(2_u8, 2), (2, 5), (3, 5), (5, 5), (10, 10)] {
+        let bytes: [u8; 32] = random_bytes();
+        let shares = kek(&memory, &bytes).split(&memory, threshold, count);
+        let stored = |share: &Share| {
+            let mut bytes = Vec::new();
+            share.write_to(&mut bytes).expect("a vector takes all");
+            hex(&bytes)
+        };
+        let mut shares: Vec<_> = shares.expect("split").iter().map(stored).collect();
+        let combined = |oracle: &mut Oracle, shares: &[String]| {
+            oracle.ask(&json!({ "op": "combine", "shares": shares }))
+        };
+        assert_eq!(
+            combined(&mut oracle, &shares),
+            json!({ "bytes": hex(&bytes) })
+        );
+        shares.reverse();
+        shares.truncate(threshold.into());
+        assert_eq!(
+            combined(&mut oracle, &shares),
+            json!({ "bytes": hex(&bytes) })
+        );
+        shares.pop();
+        assert_eq!(combined(&mut oracle, &shares), json!({ "refused": true }));
+
+        let coefficients: Vec<_> = (1..threshold).map(|_| hex(&random_bytes::<32>())).collect();
+        let set: [u8; 16] = random_bytes();
+        let answer = oracle.ask(&json!({
+            "op": "split", "key": hex(&bytes), "set": hex(&set), "count": count, "coefficients": coefficients,
+        }));
+        let theirs = answer["shares"].as_array().expect("shares").iter();
+        let theirs: Vec<_> = theirs
+            .map(|share| {
+                let share = from_hex(share.as_str().expect("text"));
+                Share::read_from(&memory, &mut share.as_slice()).expect("a share")
+            })
+            .collect();
+        let numbers = |share: &Share| (share.set(), share.threshold(), share.count());
+        assert!(
+            theirs
+                .iter()
+                .all(|share| numbers(share) == (set, threshold, count))
+        );
+        let combined = KeyEncryptionKey::combine(&memory, &theirs).expect("combined");
+        let mut out = Vec::new();
+        combined.write_to(&mut out).expect("a vector takes all");
+        assert_eq!(out, bytes);
+    }
+}
+
+#[test]
+fn the_key_that_a_data_key_seals_a_master_key_by_is_the_same() {
+    let (mut oracle, memory) = (Oracle::start(), memory());
+    let (bytes, id): ([u8; 64], [u8; 16]) = (random_bytes(), random_bytes());
+    let made = KeyEncryptionKey::from_data_key(&memory, &volume_key(&memory, &bytes), &id);
+    let mut out = Vec::new();
+    let made = made.expect("locked memory");
+    made.write_to(&mut out).expect("a vector takes all");
+    let request = json!({ "op": "master key wrap", "key": hex(&bytes), "id": hex(&id) });
+    assert_eq!(out, oracle.bytes(&request));
 }

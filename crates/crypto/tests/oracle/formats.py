@@ -67,6 +67,59 @@ def unwrap(kind, kek, blob, pairs):
     }
 
 
+def times(a, b):
+    """Product in the field of AES."""
+    product = 0
+    while b:
+        product ^= a if b & 1 else 0
+        a, b = a << 1 ^ (0x11B if a & 0x80 else 0), b >> 1
+    return product
+
+
+def over(a, b):
+    return next(c for c in range(256) if times(b, c) == a)
+
+
+def share_check(key, set_id):
+    return hkdf(key, set_id, b"sealvol v1 shared key check", 32)
+
+
+def split(key, set_id, count, coefficients):
+    """`coefficients` are those of x, x^2, ..., as many bytes each as the key has."""
+    shares = []
+    for index in range(1, count + 1):
+        value = bytes(len(key))
+        for term in [*reversed(coefficients), key]:
+            value = bytes(times(v, index) ^ t for v, t in zip(value, term))
+        head = b"SVss\x01" + bytes([len(coefficients) + 1, count, index])
+        share = head + set_id + share_check(key, set_id) + value
+        shares.append(share + hashlib.sha256(share).digest())
+    return shares
+
+
+def combine(shares):
+    refused = {"refused": True}
+    for share in shares:
+        if len(share) != 120 or share[:5] != b"SVss\x01":
+            return refused
+        if hashlib.sha256(share[:88]).digest() != share[88:]:
+            return refused
+    if len({share[5:7] + share[8:56] for share in shares}) != 1:
+        return refused
+    points = {share[7]: share[56:88] for share in shares}
+    if len(points) < len(shares) or len(points) < shares[0][5]:
+        return refused
+    key = bytes(32)
+    for x, value in points.items():
+        weight = 1
+        for other in points.keys() - {x}:
+            weight = times(weight, over(other, other ^ x))
+        key = bytes(k ^ times(v, weight) for k, v in zip(key, value))
+    if share_check(key, shares[0][8:24]) != shares[0][24:56]:
+        return refused
+    return {"bytes": key.hex()}
+
+
 def xts(key, unit_bytes, first_unit, data, encrypt):
     out = []
     for index in range(len(data) // unit_bytes):
@@ -110,6 +163,14 @@ def answer(request):
                 raw("key"), request["unit_bytes"], request["first_unit"], raw("data"), request["encrypt"]
             )
             return {"bytes": data.hex()}
+        case "split":
+            coefficients = [bytes.fromhex(term) for term in request["coefficients"]]
+            shares = split(raw("key"), raw("set"), request["count"], coefficients)
+            return {"shares": [share.hex() for share in shares]}
+        case "combine":
+            return combine([bytes.fromhex(share) for share in request["shares"]])
+        case "master key wrap":
+            return {"bytes": hkdf(raw("key"), raw("id"), b"sealvol v1 wrap master key", 32).hex()}
         case "passphrase":
             key = Argon2id(
                 salt=raw("salt"),
