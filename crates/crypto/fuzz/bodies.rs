@@ -7,13 +7,18 @@ use std::sync::{Arc, LazyLock};
 
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::wrap::{self, WrapError};
-use sealvol_crypto::{EncryptionContext, KeyEncryptionKey, VolumeKey};
+use sealvol_crypto::{
+    EncryptionContext, KeyEncryptionKey, SHARE_BYTES, SHARES_MAX, Share, THRESHOLD_MIN, VolumeKey,
+    sha256,
+};
 
 struct Keys {
     memory: Arc<KeyMemory>,
     kek: KeyEncryptionKey,
     /// A volume key, wrapped for no context.
     genuine: Vec<u8>,
+    /// One of two shares of three.
+    share: Vec<u8>,
 }
 
 static KEYS: LazyLock<Keys> = LazyLock::new(|| {
@@ -25,12 +30,50 @@ static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     let bytes: Vec<u8> = (0..64).collect();
     let key = VolumeKey::read_from(&memory, &mut bytes.as_slice()).expect("64 bytes");
     let genuine = wrap::wrap(&kek, &[1; 16], 1, &key, &EncryptionContext::default());
+    let mut share = Vec::new();
+    let shares = kek.split(&memory, 2, 3).expect("two of three");
+    shares[1].write_to(&mut share).expect("a vector takes all");
     Keys {
         memory,
         kek,
         genuine,
+        share,
     }
 });
+
+/// `data` is a share; if it begins with a zero byte, the rest is laid over a genuine one, and with a one its checksum made anew.
+///
+/// # Panics
+/// If a share is taken whose checksum does not fit, or whose numbers make no sense, or is not the one that was read.
+pub(crate) fn share(data: &[u8]) {
+    let keys = &*KEYS;
+    let mut bytes = data.to_vec();
+    if let [sums @ 0..2, at, change @ ..] = data {
+        bytes.clone_from(&keys.share);
+        for (byte, change) in bytes.iter_mut().skip(usize::from(*at)).zip(change) {
+            *byte ^= change;
+        }
+        if *sums == 1 {
+            let body = SHARE_BYTES - 32;
+            let checksum = sha256(&[&bytes[..body]]);
+            bytes[body..].copy_from_slice(&checksum);
+        }
+    }
+    let Ok(share) = Share::read_from(&keys.memory, &mut bytes.as_slice()) else {
+        assert_ne!(bytes, keys.share, "the genuine one is taken");
+        return;
+    };
+    let (body, checksum) = bytes.split_at(SHARE_BYTES - 32);
+    assert_eq!(sha256(&[body]), checksum);
+    let (threshold, count) = (share.threshold(), share.count());
+    assert!((THRESHOLD_MIN..=count).contains(&threshold) && count <= SHARES_MAX);
+    assert!((1..=count).contains(&share.index()));
+    let mut again = Vec::new();
+    share.write_to(&mut again).expect("a vector takes all");
+    assert_eq!(again, bytes);
+    // Alone it is never enough.
+    assert!(KeyEncryptionKey::combine(&keys.memory, &[share]).is_err());
+}
 
 /// `data` is a wrapped key; if it begins with a zero byte, the rest is laid over a genuine one, so that the form is right.
 ///

@@ -28,6 +28,17 @@ proptest! {
     }
 
     #[test]
+    fn any_bytes_as_a_share(data in prop::collection::vec(any::<u8>(), 0..140)) {
+        bodies::share(&data);
+        bodies::share(&[b"SVss\x01", &data[..]].concat());
+    }
+
+    #[test]
+    fn any_change_of_a_share(sums in 0..2_u8, at in 0..120_u8, change in prop::collection::vec(any::<u8>(), 0..8)) {
+        bodies::share(&[&[sums, at], &change[..]].concat());
+    }
+
+    #[test]
     fn any_pairs_as_a_context(texts in prop::collection::vec("[ab\u{0}\u{1}]{0,3}", 0..12)) {
         let data: Vec<Vec<u8>> = texts.into_iter().map(String::into_bytes).collect();
         bodies::context(&data.join(&0xff));
@@ -40,6 +51,7 @@ type Body = fn(&[u8]);
 fn the_kept_corpus() {
     for (target, body) in [
         ("context", bodies::context as Body),
+        ("share", bodies::share),
         ("wrapped_key", bodies::wrapped_key),
     ] {
         let folder = format!("{}/fuzz/corpus/{target}", env!("CARGO_MANIFEST_DIR"));
