@@ -414,12 +414,15 @@ pub(crate) fn status(status: &api::Status) -> String {
 fn key_services(services: &[api::KeyServiceStatus]) -> String {
     let service = |service: &api::KeyServiceStatus| {
         let api::KeyServiceStatus { name, kind, at, .. } = service;
+        let master_key = service.master_key.as_ref();
+        let master_key =
+            master_key.map_or_else(String::new, |kind| format!("; master key: {kind}"));
         let everything = if service.single_credential {
             "; one credential for everything"
         } else {
             ""
         };
-        format!("{name} ({kind}, {at}{everything})")
+        format!("{name} ({kind}, {at}{master_key}{everything})")
     };
     services.iter().map(service).collect::<Vec<_>>().join(", ")
 }

@@ -324,12 +324,14 @@ fn status_names_protection_and_failures() {
                 name: "bao".into(),
                 kind: "transit".into(),
                 at: "https://bao.example:8200".into(),
+                master_key: None,
                 single_credential: true,
             },
             api::KeyServiceStatus {
                 name: "local".into(),
                 kind: "local".into(),
                 at: "/var/lib/sealvol/keys/local.db".into(),
+                master_key: Some("wrapped by hsm:master".into()),
                 single_credential: false,
             },
         ],
@@ -354,7 +356,7 @@ started:          2026-02-03T04:05:06Z
 state directory:  /var/lib/sealvol
 listening:        nbd+unix:///?socket=/run/sealvol/nbd.sock
 key memory:       secretmem, 2 keys in 64K locked
-key services:     bao (transit, https://bao.example:8200; one credential for everything), local (local, /var/lib/sealvol/keys/local.db)
+key services:     bao (transit, https://bao.example:8200; one credential for everything), local (local, /var/lib/sealvol/keys/local.db; master key: wrapped by hsm:master)
 audit log:        last record 7:c0ffee; move /var/lib/sealvol/audit.verification-key to another machine
 self-test:        passed (2 tests)
 volumes:          1 attached, 3 available

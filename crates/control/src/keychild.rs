@@ -26,6 +26,7 @@ mod failure;
 pub mod frame;
 mod import;
 mod lifecycle;
+mod master_key;
 pub mod message;
 mod pkcs11;
 mod policy;
@@ -58,10 +59,11 @@ pub use lifecycle::{
     ALIAS_PREFIX, ALIASES_MAX, AliasChange, AliasChanged, DELETION_WINDOW, KeyChange, KeyState,
     Lifecycle, ROTATION_PERIOD, ROTATIONS_ON_DEMAND_MAX, TableState, Tended,
 };
+pub use master_key::{MasterKey, SharePaths, WrappedMasterKey};
 pub use message::{
     Batch, CALLS_MAX, Call, CallResult, Confinement, Context, Done, KeyDescription, KeyVersion,
-    Landlock, LocalService, MasterKey, PROTOCOL_VERSION, Provider, Reply, Right, Service,
-    WRAPPED_MAX, Wrapped,
+    Landlock, LocalService, PROTOCOL_VERSION, Provider, Reply, Right, Service, WRAPPED_MAX,
+    Wrapped,
 };
 pub use pkcs11::{Pkcs11Service, WrapMechanism};
 pub use policy::{POLICY_BYTES_MAX, POLICY_CONTEXT, Policy, PolicyError, Principal};

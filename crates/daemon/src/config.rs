@@ -24,6 +24,17 @@
 //! master-key = { file = { path = "/var/lib/sealvol/keys/local.master" } }
 //! create = true
 //!
+//! [providers.shared]                      # a master key that somebody with three of its shares can have
+//! type = "local"
+//! database = "/var/lib/sealvol/keys/shared.db"
+//! master-key = { shares = ["/run/shares/1", "/run/shares/2", "/run/shares/3"] }
+//!
+//! [providers.guarded]                     # one that a token protects
+//! type = "local"
+//! database = "/var/lib/sealvol/keys/guarded.db"
+//! master-key = { wrapped = { by = "hsm:master", file = "/var/lib/sealvol/keys/guarded.wrapped" } }
+//! create = true
+//!
 //! [providers.bao]                         # an OpenBao or Vault server; its keys are `bao:NAME`
 //! type = "transit"
 //! address = "https://bao.example:8200"
@@ -69,7 +80,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sealvol_control::key_ref::{self, KeyRefError};
+use sealvol_control::key_ref::{self, KeyRef, KeyRefError};
 use sealvol_control::keychild::{LocalService, MasterKey, Provider, Service};
 use serde::Deserialize;
 use thiserror::Error;
@@ -139,6 +150,18 @@ pub enum ConfigError {
         name: String,
         /// What is wrong with it.
         source: KeyRefError,
+    },
+    /// What is to wrap a master key cannot.
+    #[error("{}: provider `{name}`: master key wrapped by {by}: {reason}", path.display())]
+    MasterKeyService {
+        /// The file.
+        path: PathBuf,
+        /// The provider whose master key it is.
+        name: String,
+        /// The key that is to wrap it.
+        by: KeyRef,
+        /// Why it cannot.
+        reason: &'static str,
     },
     /// A number is outside its range.
     #[error("{}: {field} is {found}. Give a number from {low} to {high}", path.display())]
@@ -333,7 +356,35 @@ fn named(
         })?;
         providers.insert(name.clone(), Provider { name, service });
     }
+    provide_master_keys(path, &mut providers)?;
     Ok(providers)
+}
+
+/// Gives each provider whose master key another one wraps that other one.
+fn provide_master_keys(
+    path: &Path,
+    providers: &mut BTreeMap<String, Provider>,
+) -> Result<(), ConfigError> {
+    let configured = providers.clone();
+    for (name, provider) in providers {
+        let Service::Local(LocalService {
+            master_key: MasterKey::Wrapped(wrapped),
+            ..
+        }) = &mut provider.service
+        else {
+            continue;
+        };
+        let found = configured.get(wrapped.by.provider());
+        wrapped
+            .provide(found)
+            .map_err(|reason| ConfigError::MasterKeyService {
+                path: path.to_owned(),
+                name: name.clone(),
+                by: wrapped.by.clone(),
+                reason,
+            })?;
+    }
+    Ok(())
 }
 
 fn workers(path: &Path, asked: Option<u64>) -> Result<usize, ConfigError> {
@@ -445,6 +496,16 @@ mod tests {
         assert_eq!(config.workers, 4);
         assert_eq!(config.backing.len(), 2);
         assert_eq!(config.key_deadline, Duration::from_secs(10));
+        let master_key = |name: &str| match &config.providers[name].service {
+            Service::Local(local) => local.master_key.kind(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(master_key("shared"), "shares in 3 files");
+        assert_eq!(master_key("guarded"), "wrapped by hsm:master");
+        let Service::Local(guarded) = &config.providers["guarded"].service else {
+            panic!("{:?}", config.providers);
+        };
+        assert_eq!(guarded.asks(), Some(&config.providers["hsm"]));
         let Service::Transit(bao) = &config.providers["bao"].service else {
             panic!("{:?}", config.providers);
         };
@@ -541,6 +602,27 @@ mod tests {
             (
                 "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = \"passphrase\"\npassword = \"p\"",
                 "password",
+            ),
+            (
+                "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = { shares = [\"/a\"] }",
+                "from 2 to 10 shares",
+            ),
+            // Circles, chains, and what is not there.
+            (
+                "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = { wrapped = { by = \"x:k\", file = \"/w\" } }",
+                "is itself of the type `local`",
+            ),
+            (
+                "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = { wrapped = { by = \"local:k\", file = \"/w\" } }",
+                "is itself of the type `local`",
+            ),
+            (
+                "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = { wrapped = { by = \"hsm:k\", file = \"/w\" } }",
+                "no such provider",
+            ),
+            (
+                "[providers.x]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = { wrapped = { by = \"provided:\", file = \"/w\" } }",
+                "no such provider",
             ),
         ] {
             let error = load(text).expect_err(text).to_string();

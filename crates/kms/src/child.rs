@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! harden → fd 0 and 1 are sockets? → no new privileges → receive batch → confine → open the
-//! provider → carry out → keys to fd 1 → reply to fd 0 → exit
+//! provider (by another one, if that wraps its master key) → carry out → keys to fd 1 → reply to fd 0 → exit
 //! ```
 //! What always holds: the process is hardened before it reads anything; it is confined to the
-//! provider's files and servers before it opens one; keys are written before the reply that announces them; when
+//! provider's files and servers, and those of the provider that wraps its master key, before it opens one; keys are written before the reply that announces them; when
 //! the daemon goes away it ends at once, whatever it is waiting for.
 //!
 //! It never writes anything but keys to standard output, and never a key anywhere else.
+
+mod data_keys;
+mod provider;
 
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,21 +23,20 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::FileType;
+use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::frame::{self, FrameError};
 use sealvol_control::keychild::{Batch, CALLS_MAX, Call, Confinement, Reply, Right, Service};
 use sealvol_crypto::locked::{KeyMemory, Policy};
 use sealvol_crypto::{HardenError, KeyError, harden_process};
+use tokio::runtime::Runtime;
 
-use crate::aws_kms::{self, AwsKms};
-use crate::azure::{self, Azure};
 use crate::batch::{Outcome, carry_out, refuse};
 use crate::confinement::{self, Needs};
 use crate::local::clock::SystemClock;
-use crate::local::{self, Local, Opening};
-use crate::pkcs11::{self, Pkcs11};
-use crate::tpm2::{self, Tpm2};
-use crate::transit::{self, Transit};
+use crate::local::{Local, Opening, wrapped};
 use crate::{KeyService, Refusal};
+use data_keys::Asked;
+use provider::Visitor;
 
 /// Why a batch has no reply. The daemon gets the text by standard error.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +85,7 @@ fn run() -> Result<(), ChildError> {
         });
     }
     let create = may_create(&batch);
-    let needs = needs(&batch.provider.name, &batch.provider.service, create);
+    let needs = provider::needs(&batch.provider, create);
     let confined = confinement::confine(needs.as_ref().unwrap_or(&Needs::NOTHING))?;
     let replied = exit_with_daemon(&messages)?;
 
@@ -145,17 +147,6 @@ fn may_create(batch: &Batch) -> bool {
             .any(|call| matches!(call, Call::CreateKey { .. }))
 }
 
-fn needs(name: &str, service: &Service, create: bool) -> Result<Needs, Refusal> {
-    match service {
-        Service::AwsKms(service) => aws_kms::needs(name, service),
-        Service::AzureKv(service) => azure::needs(service),
-        Service::Local(service) => local::needs(service, create),
-        Service::Pkcs11(service) => pkcs11::needs(service),
-        Service::Tpm2(service) => tpm2::needs(service, create),
-        Service::Transit(service) => transit::needs(service),
-    }
-}
-
 /// Ends this process when the other end of `messages` is closed, until the flag that it returns is
 /// set: then the daemon has what it wants and may be the first to close.
 fn exit_with_daemon(messages: &UnixStream) -> io::Result<Arc<AtomicBool>> {
@@ -188,23 +179,22 @@ fn execute(
         Ok(memory) => memory,
         Err(error) => return Ok((refuse(&error.into(), batch.right, &batch.calls), None)),
     };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let at_work = AtWork {
+        batch,
+        memory: &memory,
+        runtime: &runtime,
+    };
     let outcome = match &batch.provider.service {
-        Service::AwsKms(service) => run_calls(
-            AwsKms::open(&batch.provider.name, service, &needs.connect, &memory),
-            &memory,
-            batch,
-        )?,
-        Service::AzureKv(service) => run_calls(
-            Azure::open(&batch.provider.name, service, &needs.connect, &memory),
-            &memory,
-            batch,
-        )?,
         Service::Local(service) => {
             let opening = Opening {
                 name: &batch.provider.name,
                 service,
                 create,
                 passphrase,
+                data_keys: None,
                 relied_on: batch.relied_on.as_ref(),
                 accept_table: batch.right == Right::Administer
                     && batch.calls.first() == Some(&Call::AcceptTable),
@@ -212,40 +202,82 @@ fn execute(
                 right: batch.right,
                 clock: Box::new(SystemClock),
             };
-            run_calls(Local::open(opening, &memory), &memory, batch)?
+            match (service.wrapped_master_key(), service.asks()) {
+                (Some(master_key), Some(asked)) => {
+                    let by = &master_key.by;
+                    let then = OpenLocal {
+                        at_work,
+                        opening,
+                        by,
+                    };
+                    provider::open(asked, needs, &memory, then)
+                }
+                _ => at_work.visit(Local::open(opening, &memory)),
+            }
         }
-        Service::Pkcs11(service) => run_calls(
-            Pkcs11::open(&batch.provider.name, service, &memory),
-            &memory,
-            batch,
-        )?,
-        Service::Tpm2(service) => {
-            let opened = Tpm2::new(&batch.provider.name, service, &memory);
-            run_calls(Ok(opened), &memory, batch)?
-        }
-        Service::Transit(service) => run_calls(
-            Transit::open(&batch.provider.name, service, &needs.connect, &memory),
-            &memory,
-            batch,
-        )?,
+        _ => provider::open(&batch.provider, needs, &memory, at_work),
     };
     Ok((outcome, Some(memory.protection().to_string())))
 }
 
-fn run_calls<S: KeyService>(
-    service: Result<S, Refusal>,
-    memory: &Arc<KeyMemory>,
-    batch: &Batch,
-) -> io::Result<Outcome> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    Ok(runtime.block_on(carry_out(
-        service.as_ref(),
-        memory,
-        batch.right,
-        &batch.calls,
-    )))
+/// A batch, and what it is carried out with.
+struct AtWork<'a> {
+    batch: &'a Batch,
+    memory: &'a Arc<KeyMemory>,
+    runtime: &'a Runtime,
+}
+
+impl Visitor for AtWork<'_> {
+    type Output = Outcome;
+
+    /// Carries out the calls.
+    fn visit<S: KeyService>(self, opened: Result<S, Refusal>) -> Outcome {
+        self.runtime.block_on(carry_out(
+            opened.as_ref(),
+            self.memory,
+            self.batch.right,
+            &self.batch.calls,
+        ))
+    }
+}
+
+/// A `local` provider that is opened by another one.
+struct OpenLocal<'a> {
+    at_work: AtWork<'a>,
+    opening: Opening<'a>,
+    by: &'a KeyRef,
+}
+
+impl Visitor for OpenLocal<'_> {
+    type Output = Outcome;
+
+    /// Opens the provider with the one that wraps its master key, and carries out the calls.
+    fn visit<S: KeyService>(self, opened: Result<S, Refusal>) -> Outcome {
+        let Self {
+            at_work,
+            opening,
+            by,
+        } = self;
+        let service = match opened {
+            Ok(service) => service,
+            Err(refusal) => {
+                let refusal = wrapped::through(by, refusal);
+                return refuse(&refusal, at_work.batch.right, &at_work.batch.calls);
+            }
+        };
+        let asked = Asked {
+            service,
+            by,
+            runtime: at_work.runtime,
+            memory: at_work.memory,
+        };
+        let opening = Opening {
+            data_keys: Some(&asked),
+            ..opening
+        };
+        let local = Local::open(opening, at_work.memory);
+        at_work.visit(local)
+    }
 }
 
 /// Tells the daemon. That it does not listen is no reason to fail otherwise.

@@ -45,6 +45,25 @@ impl Needs {
         connect: Vec::new(),
         ports: Vec::new(),
     };
+
+    /// What both need.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        let Self {
+            directories,
+            files,
+            read,
+            write,
+            connect,
+            ports,
+        } = other;
+        self.directories.extend(directories);
+        self.files.extend(files);
+        self.read.extend(read);
+        self.write.extend(write);
+        self.connect.extend(connect);
+        self.ports.extend(ports);
+        self
+    }
 }
 
 /// Gives up the chance to gain privileges by exec.

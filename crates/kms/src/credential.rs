@@ -62,7 +62,7 @@ pub(crate) fn unusable(path: &Path, reason: &str) -> Refusal {
 }
 
 /// A regular file of ours with no access for others, or one of root's that our group may read.
-fn check(path: &Path, found: &Metadata) -> Result<(), Refusal> {
+pub(crate) fn check(path: &Path, found: &Metadata) -> Result<(), Refusal> {
     let (owner, us) = (found.uid(), geteuid().as_raw());
     let forbidden = if owner == 0 && us != 0 { 0o037 } else { 0o077 };
     let reason = if !found.is_file() {

@@ -13,7 +13,7 @@
 //!
 //! | class | causes here | what the daemon does |
 //! |---|---|---|
-//! | key unusable | key disabled, pending deletion or pending import; master key, passphrase or database not at hand or damaged | no retry; the volume stays available |
+//! | key unusable | key disabled, pending deletion or pending import; master key, enough shares of it, passphrase or database not at hand or damaged | no retry; the volume stays available |
 //! | not permitted | the caller's right, the key's policy for the caller, or the credential's policy does not cover the call; rotated on demand too often; a file that others can read or write | no retry |
 //! | wrong key or tamper | wrapped key, context, key material or table of keys changed, or an older table; wrapped under another key; wrong master key | never retries; alarm |
 //! | gone for ever | no such key; a volume that was shredded | keeps the ciphertext |
@@ -33,6 +33,7 @@ mod confinement;
 mod credential;
 mod http;
 pub mod local;
+pub mod offline;
 pub mod pkcs11;
 mod refusal;
 mod role;

@@ -1,7 +1,7 @@
 //! Provider `local`: named keys with versions in an SQLite file on this host, sealed by a master key.
 //!
 //! ```text
-//! master key (file · credential · passphrase)
+//! master key (file · credential · passphrase · shares · wrapped by another key service)
 //!     └─ seals ─▶ key material, one for each version of a named key     (in the database)
 //!                     └─ wraps ─▶ volume keys                           (with the volumes)
 //! ```
@@ -24,14 +24,16 @@ pub mod clock;
 mod database;
 mod import;
 mod lifecycle;
-mod master_key;
+pub(crate) mod master_key;
 mod opening;
 pub(crate) mod place;
 mod policy;
 mod schema;
+pub(crate) mod shares;
 mod table;
 mod tombstones;
 mod unwrapping;
+pub(crate) mod wrapped;
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -41,8 +43,8 @@ use std::sync::Arc;
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
     ALIAS_PREFIX, AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, KeyState,
-    Lifecycle, LocalService, MasterKey, Origin, Principal, Right, TableState, Tended, Tombstones,
-    Wrapped, WrappingAlgorithm, WrappingKeySpec,
+    Lifecycle, LocalService, Origin, Principal, Right, TableState, Tended, Tombstones, Wrapped,
+    WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
@@ -57,6 +59,7 @@ use import::Import;
 use master_key::Source;
 use opening::{check_master, check_relied_on, close_table, migrate, new_meta, verify};
 use table::{Cause, Key, Table, signed};
+pub use wrapped::DataKeys;
 
 /// What wraps and seals.
 const ALGORITHM: &str = "AES-256-GCM";
@@ -92,6 +95,8 @@ pub struct Opening<'a> {
     pub create: bool,
     /// What came with the batch.
     pub passphrase: Option<&'a OwnedFd>,
+    /// The key service that wraps the master key, where one does.
+    pub data_keys: Option<&'a dyn DataKeys>,
     /// The newest table that the caller has seen.
     pub relied_on: Option<&'a TableState>,
     /// Go on from an older table all the same: it counts as newer from then on.
@@ -117,18 +122,7 @@ pub(crate) fn needs(service: &LocalService, create: bool) -> Result<Needs, Refus
     needs
         .directories
         .push(place::parent(&service.database)?.to_owned());
-    match &service.master_key {
-        MasterKey::Credential { directory, name } => {
-            needs
-                .files
-                .push(master_key::credential_path(directory, name)?);
-        }
-        MasterKey::File { path } if create && !path.exists() => {
-            needs.directories.push(place::parent(path)?.to_owned());
-        }
-        MasterKey::File { path } => needs.files.push(path.clone()),
-        MasterKey::Passphrase => {}
-    }
+    master_key::needs(&service.master_key, create, &mut needs)?;
     Ok(needs)
 }
 
@@ -144,6 +138,7 @@ impl Local {
         let source = Source {
             configured: &service.master_key,
             passphrase: opening.passphrase,
+            data_keys: opening.data_keys,
         };
         let read_clock = || opening.clock.read().map_err(no_clock);
         let (mut meta, mut relied_on) = (database.meta()?, opening.relied_on);
@@ -170,6 +165,7 @@ impl Local {
         };
         let master = source.read(meta.form, memory)?;
         check_master(&master, &meta, service, memory)?;
+        source.settle(&master, memory)?;
         if opening.accept_table {
             // It is judged by its MAC alone; what the caller relied on counts again from the change on.
             relied_on = None;

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
     ALIASES_MAX, FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, MATERIAL_DAYS_MAX, Origin,
     Right, UNTRUSTED_SERVER, WRAPPED_MAX,
@@ -96,6 +97,8 @@ pub enum Refusal {
     MasterKeyLength { path: PathBuf, bytes: u64 },
     #[error("master key {}: cannot be read: {source}", path.display())]
     MasterKeyMissing { path: PathBuf, source: io::Error },
+    #[error("master key, wrapped by {by}: {source}")]
+    MasterKeyService { by: KeyRef, source: Box<Self> },
     #[error("key database {}: format {found}, made by a newer release; this one knows formats up to {known}", path.display())]
     NewerFormat {
         path: PathBuf,
@@ -106,12 +109,16 @@ pub enum Refusal {
     NoDatabase { path: PathBuf },
     #[error("{}: there is no such directory", path.display())]
     NoDirectory { path: PathBuf },
+    #[error("master key: the key service that wraps it did not come with the batch")]
+    NoMasterKeyService,
     #[error("{}: is not the absolute path of a file", path.display())]
     NoFilePath { path: PathBuf },
     #[error("master key: the passphrase's file descriptor did not come with the batch")]
     NoPassphrase,
     #[error("key {key}: its waiting period is not over")]
     NotDue { key: String },
+    #[error("the master key cannot be split into {reason}")]
+    NotSplit { reason: String },
     #[error("AcceptTable: is not the first call of its batch")]
     NotFirst,
     #[error("key {key}: is not pending deletion, but {state}")]
@@ -142,6 +149,18 @@ pub enum Refusal {
     Remote(#[from] Remote),
     #[error("sealed key {}: damaged: {reason}", path.display())]
     SealedKeyDamaged { path: PathBuf, reason: String },
+    #[error("share {}: {reason}", path.display())]
+    ShareUnusable {
+        path: PathBuf,
+        reason: String,
+        next_step: &'static str,
+    },
+    #[error(
+        "master key: the shares {files} do not give the key that they say they are of: one of them was changed by somebody who made its checksum anew"
+    )]
+    SharesForged { files: String },
+    #[error("master key: {reason}")]
+    SharesMissing { reason: String },
     #[error("key {key}: {what} was shredded, and is refused for ever")]
     Shredded { key: String, what: String },
     #[error("key service {server}: {reason}")]
@@ -182,6 +201,10 @@ pub enum Refusal {
     WrappedKeyChanged { key: String, reason: String },
     #[error("wrapped key: has {bytes} bytes; at most {WRAPPED_MAX} are possible")]
     WrappedKeyLength { bytes: usize },
+    #[error("wrapped master key {}: was changed, or is wrapped by another key: {reason}", path.display())]
+    WrappedMasterKeyChanged { path: PathBuf, reason: String },
+    #[error("wrapped master key {}: damaged: {reason}", path.display())]
+    WrappedMasterKeyDamaged { path: PathBuf, reason: String },
     #[error("key {key}: its id is {asked}, but the wrapped key was wrapped under {found}")]
     WrappedUnderOther {
         key: String,
@@ -360,6 +383,15 @@ impl Refusal {
                 "MasterKeyUnavailable",
                 "put the master key in its place; without it no key in the database can be used",
             ),
+            // What the other service says of its key holds for all that this one seals; of what it was given to open, nothing does.
+            Self::MasterKeyService { source, .. } => match source.verdict() {
+                (WrongKeyOrTamper, _, _) => (
+                    WrongKeyOrTamper,
+                    "WrongMasterKey",
+                    "restore the file of the wrapped master key from a backup; if nobody changed it, find out which key service answers",
+                ),
+                verdict => verdict,
+            },
             Self::NewerFormat { .. } => (
                 KeyUnusable,
                 "NewerFormat",
@@ -385,12 +417,22 @@ impl Refusal {
                 "MasterKeyUnavailable",
                 "give the daemon the passphrase",
             ),
+            Self::NoMasterKeyService => (
+                CallerBug,
+                "ValidationException",
+                "use a daemon of the same version as the key child",
+            ),
             Self::NotDue { .. } => (KeyUnusable, INVALID_STATE, "wait, or cancel its deletion"),
             Self::NotFirst => (CallerBug, "ValidationException", "ask for it alone"),
             Self::NotPendingDeletion { .. } => (
                 KeyUnusable,
                 INVALID_STATE,
                 "see its state: sealvol key show",
+            ),
+            Self::NotSplit { .. } => (
+                CallerBug,
+                "ValidationException",
+                "give a threshold and as many files as there are to be shares",
             ),
             Self::NotPermitted { .. } => (
                 NotPermitted,
@@ -432,6 +474,19 @@ impl Refusal {
                 KeyUnusable,
                 "SealedKeyDamaged",
                 "restore the file from a backup",
+            ),
+            Self::ShareUnusable { next_step, .. } => {
+                (KeyUnusable, "MasterKeyUnavailable", next_step)
+            }
+            Self::SharesForged { .. } => (
+                WrongKeyOrTamper,
+                "WrongMasterKey",
+                "find out which one was changed, and give other shares of the set in its place",
+            ),
+            Self::SharesMissing { .. } => (
+                KeyUnusable,
+                "MasterKeyUnavailable",
+                "plug in or mount what holds them, or name others in the configuration",
             ),
             Self::Shredded { .. } => (
                 GoneForEver,
@@ -504,6 +559,16 @@ impl Refusal {
                 "ValidationException",
                 "give the wrapped key as the service made it",
             ),
+            Self::WrappedMasterKeyChanged { .. } => (
+                WrongKeyOrTamper,
+                "WrongMasterKey",
+                "restore the file from a backup",
+            ),
+            Self::WrappedMasterKeyDamaged { .. } => (
+                KeyUnusable,
+                "MasterKeyUnavailable",
+                "restore the file from a backup",
+            ),
             Self::WrappedUnderOther { .. } => (
                 WrongKeyOrTamper,
                 "IncorrectKeyException",
@@ -524,6 +589,7 @@ impl Refusal {
 
     fn retry_after(&self) -> Option<u32> {
         match self {
+            Self::MasterKeyService { source, .. } => source.retry_after(),
             Self::Remote(remote) => remote.retry_after,
             _ => None,
         }

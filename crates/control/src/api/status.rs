@@ -74,6 +74,10 @@ pub struct KeyServiceStatus {
     pub kind: String,
     /// Its database, token, device or address.
     pub at: String,
+    /// Of a `local` one, where its master key comes from: `file`, `credential`, `passphrase`, the number of its shares, or what
+    /// wraps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub master_key: Option<String>,
     /// The credential that makes volumes can open them, too: the configuration allows it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub single_credential: bool,

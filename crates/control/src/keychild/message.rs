@@ -17,6 +17,7 @@ use super::import::{ImportParameters, Origin, WrappingAlgorithm, WrappingKeySpec
 use super::lifecycle::{
     AliasChange, AliasChanged, KeyChange, KeyState, Lifecycle, TableState, Tended,
 };
+use super::master_key::MasterKey;
 use super::pkcs11::Pkcs11Service;
 use super::policy::Principal;
 use super::tombstone::Tombstones;
@@ -132,15 +133,16 @@ pub enum Service {
 impl Service {
     /// What the child finds in its environment; never a secret.
     pub fn environment(&self) -> impl Iterator<Item = (&String, &String)> {
-        let environment = match self {
+        self.modules_environment().into_iter().flatten()
+    }
+
+    /// That of the module that this service, or the one that wraps its master key, loads.
+    fn modules_environment(&self) -> Option<&BTreeMap<String, String>> {
+        match self {
             Self::Pkcs11(service) => Some(&service.environment),
-            Self::AwsKms(_)
-            | Self::AzureKv(_)
-            | Self::Local(_)
-            | Self::Tpm2(_)
-            | Self::Transit(_) => None,
-        };
-        environment.into_iter().flatten()
+            Self::Local(service) => service.asks()?.service.modules_environment(),
+            Self::AwsKms(_) | Self::AzureKv(_) | Self::Tpm2(_) | Self::Transit(_) => None,
+        }
     }
 }
 
@@ -157,27 +159,6 @@ pub struct LocalService {
     /// a database, the master key it was made with is needed.
     #[serde(default)]
     pub create: bool,
-}
-
-/// Where the `local` provider's master key comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum MasterKey {
-    /// A systemd credential: 32 bytes in a file below `$CREDENTIALS_DIRECTORY`.
-    Credential {
-        /// The value of `$CREDENTIALS_DIRECTORY` in the daemon; the child's environment is empty.
-        directory: PathBuf,
-        /// The credential's name.
-        name: String,
-    },
-    /// 32 bytes in a regular file of the daemon's own user with mode 0600 or 0400.
-    File {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Derived by Argon2id (RFC 9106) from a passphrase, which is read from the file descriptor
-    /// that goes with the batch. Salt and costs stand in the database.
-    Passphrase,
 }
 
 /// Pairs that a wrapped key is bound to: not secret, logged, and needed again in full to unwrap.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::statvfs;
 use sealvol_control::api::doctor::Check;
-use sealvol_control::keychild::{MasterKey, Service};
+use sealvol_control::keychild::{MasterKey, Service, WrappedMasterKey};
 use sealvol_control::size::Size;
 
 use super::{failure, ok, warning};
@@ -31,6 +31,12 @@ pub(super) fn look(daemon: &Daemon) -> Vec<Check> {
     checks.extend(providers.filter_map(|provider| match &provider.service {
         Service::Local(local) => match &local.master_key {
             MasterKey::File { path } => Some(master_key(&provider.name, path, &local.database)),
+            MasterKey::Shares(shares) => Some(master_key_shares(
+                &provider.name,
+                shares.paths(),
+                &local.database,
+            )),
+            MasterKey::Wrapped(wrapped) => Some(wrapped_master_key(&provider.name, wrapped)),
             MasterKey::Credential { .. } | MasterKey::Passphrase => None,
         },
         // Whether its credentials are private is seen by who reads them, for each use.
@@ -157,6 +163,55 @@ fn master_key(provider: &str, path: &Path, database: &Path) -> Check {
     }
 }
 
+/// How many shares make a key is in the shares, which nobody here reads: so one in a directory is what is well.
+fn master_key_shares(provider: &str, shares: &[PathBuf], database: &Path) -> Check {
+    let subject = format!("provider {provider}");
+    let directories = shares.iter().map(|share| share.parent());
+    let beside = |directory: Option<&Path>| {
+        let all = directories.clone().chain([database.parent()]);
+        all.filter(|other| *other == directory).count() > 1
+    };
+    let found: Vec<_> = shares
+        .iter()
+        .filter(|share| beside(share.parent()))
+        .map(|share| share.display().to_string())
+        .collect();
+    if found.is_empty() {
+        ok(
+            &subject,
+            "the shares of its master key are in a directory each, and not beside the keys that it seals",
+        )
+    } else {
+        warning(
+            &subject,
+            format!(
+                "{} lie beside each other, or beside the keys that they are for: who copies enough of them has the keys",
+                found.join(", ")
+            ),
+            "Keep each share apart, on a device of its own that is there when volumes are attached",
+        )
+    }
+}
+
+fn wrapped_master_key(provider: &str, wrapped: &WrappedMasterKey) -> Check {
+    let subject = format!("provider {provider}");
+    match &wrapped.from {
+        Some(from) if wrapped.file.exists() && from.exists() => warning(
+            &subject,
+            format!(
+                "its master key is wrapped by {}, and lies in plain in {} still",
+                wrapped.by,
+                from.display()
+            ),
+            "Split it into shares for the day on which the other key is gone, then destroy the file and take `from` out of the configuration",
+        ),
+        _ => ok(
+            &subject,
+            format!("its master key is wrapped by {}", wrapped.by),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
@@ -165,6 +220,23 @@ mod tests {
     use sealvol_control::api::doctor::Health;
 
     use super::*;
+
+    /// Of a database in `/a`.
+    fn shares(files: &[&str]) -> Check {
+        let files: Vec<_> = files.iter().map(PathBuf::from).collect();
+        master_key_shares("l", &files, Path::new("/a/d"))
+    }
+
+    /// With a wrapped master key that is there.
+    fn wrapped(from: Option<&str>) -> Check {
+        let wrapped = WrappedMasterKey {
+            by: "hsm:master".parse().expect("a key"),
+            file: "/dev/null".into(),
+            from: from.map(PathBuf::from),
+            service: None,
+        };
+        wrapped_master_key("l", &wrapped)
+    }
 
     #[test]
     fn each_look_tells_well_from_ill() {
@@ -192,6 +264,12 @@ mod tests {
                 master_key("l", Path::new("/b/k"), Path::new("/a/d")),
                 Health::Ok,
             ),
+            (shares(&["/b/1", "/c/1", "/e/1"]), Health::Ok),
+            (shares(&["/b/1", "/c/1", "/c/2"]), Health::Warning),
+            (shares(&["/b/1", "/a/1"]), Health::Warning),
+            (wrapped(None), Health::Ok),
+            (wrapped(Some("/nonexistent/k")), Health::Ok),
+            (wrapped(Some("/dev/null")), Health::Warning),
         ];
         for (check, health) in cases {
             assert_eq!(check.health, health, "{check:?}");

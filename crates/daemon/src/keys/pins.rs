@@ -33,14 +33,14 @@ type Stamp = (u64, u64, u64, i64, i64);
 pub(super) struct Turn<'a> {
     known: MutexGuard<'a, Option<Known>>,
     file: Option<Stamp>,
+    /// Whoever is asked logs in itself, and does not ask another one for its master key.
+    direct: bool,
 }
 
 impl Pins {
     pub(super) fn new(providers: &BTreeMap<String, Provider>) -> Self {
-        let with_pin = providers
-            .iter()
-            .filter(|(_, provider)| pin_file(provider).is_some());
-        let known = with_pin.map(|(name, _)| (name.clone(), Mutex::default()));
+        let with_pin = providers.values().filter_map(pin);
+        let known = with_pin.map(|(name, _)| (name.to_owned(), Mutex::default()));
         Self {
             known: known.collect(),
         }
@@ -51,7 +51,10 @@ impl Pins {
     /// # Errors
     /// The refusal of the PIN as it is now.
     pub(super) async fn turn(&self, provider: &Provider) -> Result<Option<Turn<'_>>, KeyFailure> {
-        let (Some(path), Some(known)) = (pin_file(provider), self.known.get(&provider.name)) else {
+        let Some((name, path)) = pin(provider) else {
+            return Ok(None);
+        };
+        let Some(known) = self.known.get(name) else {
             return Ok(None);
         };
         let known = known.lock().await;
@@ -65,7 +68,11 @@ impl Pins {
                 ..failure.clone()
             }),
             Some(Known { refused: None, .. }) => Ok(None),
-            None => Ok(Some(Turn { known, file })),
+            None => Ok(Some(Turn {
+                known,
+                file,
+                direct: name == provider.name,
+            })),
         }
     }
 }
@@ -80,14 +87,15 @@ impl Turn<'_> {
                 .filter_map(|result| result.as_ref().err())
         };
         let refused = failures().find(|failure| WRONG.contains(&failure.provider_error.as_str()));
-        // What is said of a key was said behind the login.
+        // What is said of a key was said behind the login; by a service that has its master key opened first, perhaps before it.
         let of_key = |failure: &KeyFailure| {
-            matches!(
-                failure.class,
-                FailureClass::GoneForEver
-                    | FailureClass::KeyUnusable
-                    | FailureClass::WrongKeyOrTamper
-            )
+            self.direct
+                && matches!(
+                    failure.class,
+                    FailureClass::GoneForEver
+                        | FailureClass::KeyUnusable
+                        | FailureClass::WrongKeyOrTamper
+                )
         };
         let accepted = answer.results.iter().any(Result::is_ok) || failures().any(of_key);
         if let Some(file) = self.file
@@ -99,14 +107,13 @@ impl Turn<'_> {
     }
 }
 
-fn pin_file(provider: &Provider) -> Option<&Path> {
+/// The file with the PIN that a call to `provider` gives, and whose PIN it is: a token's that wraps a master key is the same
+/// whichever way it is asked.
+fn pin(provider: &Provider) -> Option<(&str, &Path)> {
     match &provider.service {
-        Service::Pkcs11(service) => Some(&service.pin_file),
-        Service::AwsKms(_)
-        | Service::AzureKv(_)
-        | Service::Local(_)
-        | Service::Tpm2(_)
-        | Service::Transit(_) => None,
+        Service::Pkcs11(service) => Some((&provider.name, &service.pin_file)),
+        Service::Local(service) => pin(service.asks()?),
+        Service::AwsKms(_) | Service::AzureKv(_) | Service::Tpm2(_) | Service::Transit(_) => None,
     }
 }
 
@@ -203,6 +210,45 @@ mod tests {
         }
         std::fs::write(&file, "123").expect("written");
         assert!(pins.turn(&provider).await.expect("not refused").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_pin_that_was_refused_is_not_given_by_way_of_a_master_key_either() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("pin");
+        std::fs::write(&file, "1").expect("written");
+        let hsm = provider(&file);
+        let service = serde_json::json!({
+            "type": "local", "database": "/d",
+            "master-key": { "wrapped": { "by": "hsm:master", "file": "/w", "service": hsm } },
+        });
+        let local = Provider {
+            name: "local".to_owned(),
+            service: serde_json::from_value(service).expect("a provider"),
+        };
+        let both = [hsm, local].map(|provider| (provider.name.clone(), provider));
+        let pins = Pins::new(&both.clone().into());
+        let [(_, hsm), (_, local)] = both;
+        // That its own files are not there says nothing of the PIN.
+        let turn = pins.turn(&local).await.expect("not refused");
+        let mut silent = answer(Some("MasterKeyUnavailable"));
+        for failure in silent
+            .results
+            .iter_mut()
+            .filter_map(|result| result.as_mut().err())
+        {
+            failure.class = FailureClass::KeyUnusable;
+        }
+        turn.expect("a turn").end(&silent);
+        let turn = pins.turn(&local).await.expect("not refused");
+        turn.expect("a turn")
+            .end(&answer(Some("CKR_PIN_INCORRECT")));
+        assert!(pins.turn(&hsm).await.is_err());
+        assert!(pins.turn(&local).await.is_err());
+        std::fs::write(&file, "12").expect("written");
+        let turn = pins.turn(&local).await.expect("another file");
+        turn.expect("a turn").end(&answer(None));
+        assert!(pins.turn(&hsm).await.expect("not refused").is_none());
     }
 
     #[tokio::test]

@@ -326,10 +326,19 @@ fn key_service(provider: &Provider) -> api::KeyServiceStatus {
             transit.single_credential,
         ),
     };
+    let master_key = match &provider.service {
+        Service::Local(local) => Some(local.master_key.kind()),
+        Service::AwsKms(_)
+        | Service::AzureKv(_)
+        | Service::Pkcs11(_)
+        | Service::Tpm2(_)
+        | Service::Transit(_) => None,
+    };
     api::KeyServiceStatus {
         name: provider.name.clone(),
         kind: kind.to_owned(),
         at,
+        master_key,
         single_credential,
     }
 }

@@ -1,4 +1,4 @@
-//! The key child of sealvold. See [`sealvol_kms::child`].
+//! The key child of sealvold ([`sealvol_kms::child`]), and what is done with master keys by hand ([`sealvol_kms::offline`]).
 
 use std::alloc::System;
 use std::process::ExitCode;
@@ -10,5 +10,9 @@ use zeroizing_alloc::ZeroAlloc;
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
-    sealvol_kms::child::main()
+    if sealvol_kms::offline::is_asked_for() {
+        sealvol_kms::offline::main()
+    } else {
+        sealvol_kms::child::main()
+    }
 }

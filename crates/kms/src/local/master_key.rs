@@ -1,7 +1,8 @@
 //! Where the `local` provider's master key comes from, and how one is made.
 //!
 //! What always holds:
-//! - the key goes from its source straight into locked memory;
+//! - the key goes from its source straight into locked memory; shares of it (`shares.rs`) and what another key service protects
+//!   (`wrapped.rs`) come together there;
 //! - a file is read only if nobody else could have read or written it; it is made whole or not at
 //!   all (written under another name, synced, renamed), and never written over;
 //! - whether the key is the right one is not decided here: the database has a check value.
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{CWD, RenameFlags};
-use sealvol_control::keychild::MasterKey;
+use sealvol_control::keychild::{MasterKey, WrappedMasterKey};
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{
     Argon2Params, KEY_ENCRYPTION_KEY_BYTES, KeyEncryptionKey, KeyError, MIN_SALT_BYTES,
@@ -21,13 +22,46 @@ use sealvol_crypto::{
 };
 
 use super::database::MasterKeyForm;
-use super::place;
+use super::wrapped::{self, DataKeys};
+use super::{place, shares};
 use crate::Refusal;
+use crate::confinement::Needs;
 
 /// The configured source, with what came along for it.
 pub(super) struct Source<'a> {
     pub(super) configured: &'a MasterKey,
     pub(super) passphrase: Option<&'a OwnedFd>,
+    pub(super) data_keys: Option<&'a dyn DataKeys>,
+}
+
+/// What a master key's source needs of the file system; with `create` it may be made.
+pub(super) fn needs(
+    configured: &MasterKey,
+    create: bool,
+    needs: &mut Needs,
+) -> Result<(), Refusal> {
+    match configured {
+        MasterKey::Credential { directory, name } => {
+            needs.files.push(credential_path(directory, name)?);
+        }
+        MasterKey::File { path } if create && !path.exists() => {
+            needs.directories.push(place::parent(path)?.to_owned());
+        }
+        MasterKey::File { path } => needs.files.push(path.clone()),
+        MasterKey::Passphrase => {}
+        MasterKey::Shares(shares) => needs.files.extend(shares.paths().iter().cloned()),
+        MasterKey::Wrapped(wrapped) if wrapped.file.exists() => {
+            needs.files.push(wrapped.file.clone());
+        }
+        MasterKey::Wrapped(wrapped) => {
+            needs.files.extend(wrapped.from.clone());
+            if create || wrapped.from.is_some() {
+                let directory = place::parent(&wrapped.file)?;
+                needs.directories.push(directory.to_owned());
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Source<'_> {
@@ -42,16 +76,22 @@ impl Source<'_> {
             (MasterKey::Credential { directory, name }, MasterKeyForm::Raw) => {
                 read_credential(&credential_path(directory, name)?, memory)
             }
+            (MasterKey::Shares(paths), MasterKeyForm::Raw) => {
+                shares::gather(paths.paths(), memory)?.combine(memory)
+            }
+            (MasterKey::Wrapped(configured), MasterKeyForm::Raw) => {
+                self.open_wrapped(configured, memory)
+            }
             (MasterKey::Passphrase, MasterKeyForm::Passphrase { salt, costs }) => {
                 self.derive(&salt, costs, memory)
             }
             (MasterKey::Passphrase, MasterKeyForm::Raw) => Err(Refusal::MasterKeyKind {
-                sealed_by: "a key from a file or credential",
+                sealed_by: "a key of 32 bytes (of a file, a credential or shares, or wrapped)",
                 configured: "a passphrase",
             }),
             (_, MasterKeyForm::Passphrase { .. }) => Err(Refusal::MasterKeyKind {
                 sealed_by: "a passphrase",
-                configured: "a file or credential",
+                configured: "a key of 32 bytes",
             }),
         }
     }
@@ -66,7 +106,18 @@ impl Source<'_> {
                 make_file(path, memory)?;
                 MasterKeyForm::Raw
             }
-            MasterKey::Credential { .. } => MasterKeyForm::Raw,
+            MasterKey::Credential { .. } | MasterKey::Shares(_) => MasterKeyForm::Raw,
+            MasterKey::Wrapped(configured) => {
+                if wrapped::read(&configured.file)?.is_none() {
+                    let master = match &configured.from {
+                        Some(from) => read_file(from, memory)?,
+                        None => KeyEncryptionKey::generate(memory)
+                            .map_err(|error| key_error(&configured.file, error))?,
+                    };
+                    wrapped::make(&configured.file, &master, self.service()?, memory)?;
+                }
+                MasterKeyForm::Raw
+            }
             MasterKey::Passphrase => {
                 let mut salt = [0; MIN_SALT_BYTES];
                 random(&mut salt);
@@ -77,6 +128,50 @@ impl Source<'_> {
             }
         };
         Ok((self.read(form, memory)?, form))
+    }
+
+    /// What is left to do once the database has said that `master` is the right one: where it is to be wrapped and is not yet, it
+    /// is now.
+    pub(super) fn settle(
+        &self,
+        master: &KeyEncryptionKey,
+        memory: &Arc<KeyMemory>,
+    ) -> Result<(), Refusal> {
+        let MasterKey::Wrapped(configured) = self.configured else {
+            return Ok(());
+        };
+        if wrapped::read(&configured.file)?.is_some() {
+            return Ok(());
+        }
+        match wrapped::make(&configured.file, master, self.service()?, memory) {
+            // Another child was first: the same key is in it.
+            Err(Refusal::System { source, .. })
+                if source.kind() == io::ErrorKind::AlreadyExists =>
+            {
+                Ok(())
+            }
+            made => made,
+        }
+    }
+
+    fn open_wrapped(
+        &self,
+        configured: &WrappedMasterKey,
+        memory: &Arc<KeyMemory>,
+    ) -> Result<KeyEncryptionKey, Refusal> {
+        match (wrapped::read(&configured.file)?, &configured.from) {
+            (Some(file), _) => wrapped::open(&configured.file, &file, self.service()?, memory),
+            (None, Some(from)) => read_file(from, memory),
+            (None, None) => Err(missing(
+                &configured.file,
+                io::Error::from(io::ErrorKind::NotFound),
+            )),
+        }
+    }
+
+    /// The service that wraps the master key.
+    fn service(&self) -> Result<&dyn DataKeys, Refusal> {
+        self.data_keys.ok_or(Refusal::NoMasterKeyService)
     }
 
     fn derive(
@@ -112,7 +207,7 @@ pub(super) fn credential_path(directory: &Path, name: &str) -> Result<PathBuf, R
     }
 }
 
-fn read_file(path: &Path, memory: &Arc<KeyMemory>) -> Result<KeyEncryptionKey, Refusal> {
+pub(crate) fn read_file(path: &Path, memory: &Arc<KeyMemory>) -> Result<KeyEncryptionKey, Refusal> {
     place::trusted_directory(path)?;
     let (file, found) = place::open_to_read(path).map_err(|error| missing(path, error))?;
     place::check_private(path, &found)?;

@@ -5,13 +5,14 @@
 //! or write, in a directory where no other user can put something else in their place. A symbolic
 //! link is not followed at the end of a path.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{CWD, OFlags, RenameFlags};
 use rustix::process::geteuid;
+use uuid::Uuid;
 
 use crate::Refusal;
 
@@ -104,6 +105,33 @@ pub(crate) fn create_private(path: &Path) -> io::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)
+}
+
+/// Makes a file with mode 0600, whole or not at all: `write` fills it under another name. Durable when this returns; an error of
+/// kind `AlreadyExists` if there is one.
+pub(crate) fn make_whole(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let directory = trusted_directory(path)?;
+    let mut id = [0; 16];
+    sealvol_crypto::random(&mut id);
+    let new = directory.join(format!(".{}.new", Uuid::from_bytes(id)));
+    let path = &directory.join(path.file_name().unwrap_or_default());
+    let system = |source| Refusal::system(path, source);
+    let mut file = create_private(&new).map_err(system)?;
+    let made = write(&mut file)
+        .and_then(|()| file.sync_all().map_err(system))
+        .and_then(|()| {
+            rustix::fs::renameat_with(CWD, &new, CWD, path, RenameFlags::NOREPLACE)
+                .map_err(|errno| system(errno.into()))
+        });
+    if made.is_err() {
+        // What is left of it would be there for ever otherwise; the error is the one that is told.
+        let _ = fs::remove_file(&new);
+    }
+    made?;
+    sync_directory(&directory)
 }
 
 /// Makes the names in a directory durable.

@@ -8,7 +8,6 @@ use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use base64ct::{Base64, Encoding as _};
-use rustix::fs::{CWD, RenameFlags};
 use sealvol_control::keychild::PcrBank;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -141,25 +140,12 @@ fn read(path: &Path) -> Result<Sealed, Refusal> {
 
 /// Writes a new key's file, durable when this returns.
 pub(super) fn write(directory: &Path, name: &str, sealed: &Sealed) -> Result<(), Refusal> {
-    let directory = place::trusted_directory(&directory.join("any"))?;
-    let path = file(&directory, name);
-    let new = directory.join(format!(".{}.new", sealed.id));
+    let path = file(directory, name);
     let system = |source| Refusal::system(&path, source);
     let text = serde_json::to_string(sealed).map_err(|error| system(error.into()))?;
-    let mut made = place::create_private(&new).map_err(system)?;
-    let written = made
-        .write_all(text.as_bytes())
-        .and_then(|()| made.sync_all())
-        .and_then(|()| {
-            rustix::fs::renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE)
-                .map_err(io::Error::from)
-        });
-    if let Err(error) = written {
-        // What is left of it would be there for ever otherwise; the error is the one that is told.
-        let _ = fs::remove_file(&new);
-        return Err(system(error));
-    }
-    place::sync_directory(&directory)
+    place::make_whole(&path, |made| {
+        made.write_all(text.as_bytes()).map_err(system)
+    })
 }
 
 fn file(directory: &Path, name: &str) -> PathBuf {

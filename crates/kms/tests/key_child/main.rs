@@ -21,9 +21,11 @@ mod key_vault;
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod kms_gate;
 mod lifecycle;
+mod master_keys;
 #[path = "../../../../tests/src/moto.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod moto;
+mod offline;
 #[path = "../../../../tests/src/openbao.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]
 mod openbao;
