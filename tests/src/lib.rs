@@ -20,6 +20,7 @@ pub mod kms_gate;
 pub mod load;
 pub mod machine;
 pub mod moto;
+pub mod onlookers;
 pub mod openbao;
 pub mod outcome;
 pub mod pattern;

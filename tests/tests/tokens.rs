@@ -1,11 +1,10 @@
 //! Volumes under keys that a token or a TPM holds: how they live, and that no PIN is anywhere but in its file.
 
-use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use sealvol_tests::daemon::Daemon;
 use sealvol_tests::evidence::files_with;
+use sealvol_tests::onlookers::{holds, seen_of_children};
 use sealvol_tests::outcome::Outcome;
 use sealvol_tests::pattern;
 use sealvol_tests::place::Place;
@@ -45,46 +44,6 @@ fn create<'a>(name: &'a str, key: &'a str) -> [&'a str; 7] {
 
 fn attach(daemon: &Daemon<'_>) -> Outcome {
     daemon.sealvol(&["volume", "attach", "v"])
-}
-
-/// Arguments and environments of every process that `daemon` starts while `work` is done.
-fn seen_of_children(daemon: i32, work: impl FnOnce()) -> BTreeSet<String> {
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let looking = scope.spawn(|| {
-            let mut seen = BTreeSet::new();
-            while !done.load(Ordering::Acquire) {
-                look(daemon, &mut seen);
-            }
-            look(daemon, &mut seen);
-            seen
-        });
-        work();
-        done.store(true, Ordering::Release);
-        looking.join().expect("it does not panic")
-    })
-}
-
-fn look(daemon: i32, seen: &mut BTreeSet<String>) {
-    let mut processes = vec![daemon.to_string()];
-    for thread in std::fs::read_dir(format!("/proc/{daemon}/task"))
-        .into_iter()
-        .flatten()
-    {
-        let children = thread.map(|thread| thread.path().join("children"));
-        let children = children
-            .and_then(std::fs::read_to_string)
-            .unwrap_or_default();
-        processes.extend(children.split_whitespace().map(str::to_owned));
-    }
-    for process in processes {
-        for what in ["cmdline", "environ"] {
-            // A child that is gone, or whose environment only root may see.
-            if let Ok(text) = std::fs::read(format!("/proc/{process}/{what}")) {
-                seen.insert(String::from_utf8_lossy(&text).into_owned());
-            }
-        }
-    }
 }
 
 #[test]
@@ -151,17 +110,17 @@ fn volumes_live_under_a_tokens_keys_and_the_pin_is_nowhere_but_in_its_file() {
     );
     assert!(!told.contains(token.pin()), "{told}");
     assert!(
-        seen.iter().all(|text| !text.contains(token.pin())),
+        !seen.iter().any(|text| holds(text, token.pin().as_bytes())),
         "{seen:?}"
     );
     // The search sees what is there: the child's name, and as root its environment.
     assert!(
-        seen.iter().any(|text| text.contains("sealvol-keys")),
+        seen.iter().any(|text| holds(text, b"sealvol-keys")),
         "{seen:?}"
     );
     if rustix::process::geteuid().is_root() {
         assert!(
-            seen.iter().any(|text| text.contains("SOFTHSM2_CONF")),
+            seen.iter().any(|text| holds(text, b"SOFTHSM2_CONF")),
             "{seen:?}"
         );
     }
