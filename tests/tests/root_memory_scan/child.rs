@@ -5,14 +5,16 @@
 use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use sealvol_tests::daemon::Daemon;
+use sealvol_tests::outcome::Outcome;
 use sealvol_tests::place::{Place as Directory, needs_root};
 use sealvol_tests::programs::ours;
 
 use crate::image::{Frozen, script, source};
-use crate::pattern::{FORMS, Kind, Patterns};
+use crate::pattern::{FORMS, Kind, Patterns, Secret};
 use crate::scan::{Place, Report};
 use crate::services::KeyService;
 use crate::watched::{assert_searched, behind, control, in_every_form};
@@ -29,7 +31,15 @@ struct Found {
     at_end: Exposure,
 }
 
-fn searched(service: &KeyService) -> Found {
+/// Where the embedded key service has its master key from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum MasterKey {
+    AsItIs,
+    /// Two of three shares. The file stays, for the scanner alone.
+    Shares,
+}
+
+fn searched(service: &KeyService, master_key: MasterKey) -> Found {
     needs_root("read another process's memory and registers");
     let place = Directory::new();
     let directory = place.file("child");
@@ -40,15 +50,8 @@ fn searched(service: &KeyService) -> Found {
     let line = format!("#!/bin/sh\nexec /usr/bin/python3 -B {}\n", words.join(" "));
     std::fs::write(&traced, line).expect("a file");
     std::fs::set_permissions(&traced, Permissions::from_mode(0o755)).expect("a changed mode");
-    let config = place.file("sealvold.toml");
     let text = format!("key-child = {traced:?}\n{}", service.configuration());
-    std::fs::write(&config, text).expect("a file");
-    let mut command = script("without_secret_memory.py");
-    command
-        .arg(ours("sealvold"))
-        .args(Daemon::arguments(&place));
-    command.arg("--config").arg(&config);
-    let daemon = Daemon::start_by(&place, command).unwrap_or_else(|ended| panic!("{ended}"));
+    let mut daemon = start(&place, &text);
     daemon
         .sealvol(&[
             "volume",
@@ -61,6 +64,20 @@ fn searched(service: &KeyService) -> Found {
         ])
         .succeeded();
 
+    let shares = match master_key {
+        MasterKey::AsItIs => Vec::new(),
+        MasterKey::Shares => {
+            daemon.stop();
+            let shares = split(&place);
+            let database = place.state().join("keys/local.db");
+            let provider = format!(
+                "[providers.local]\ntype = \"local\"\ndatabase = {database:?}\nmaster-key = {{ shares = {shares:?} }}\n"
+            );
+            daemon = start(&place, &(text + &provider));
+            shares
+        }
+    };
+
     let control = control();
     let planted = in_every_form(&control);
     std::fs::write(directory.join("control"), planted.as_encoded_bytes()).expect("a file");
@@ -68,6 +85,11 @@ fn searched(service: &KeyService) -> Found {
     let behind = behind(&place, service, &place.layer_files("meta")[0]);
     secrets.push(behind.wrapped);
     secrets.extend(behind.keys);
+    secrets.extend(shares.iter().map(|share| Secret {
+        name: format!("the value of {}", share.display()),
+        bytes: std::fs::read(share).expect("a share")[56..88].to_vec(),
+        kind: Kind::Key,
+    }));
     let patterns = Patterns::new(secrets);
     std::fs::write(directory.join("armed"), "").expect("a file");
     let found = std::thread::scope(|scope| {
@@ -105,6 +127,30 @@ fn searched(service: &KeyService) -> Found {
     found.print(service);
     daemon.stop();
     found
+}
+
+fn start<'a>(place: &'a Directory, configuration: &str) -> Daemon<'a> {
+    let config = place.file("sealvold.toml");
+    std::fs::write(&config, configuration).expect("a file");
+    let mut command = script("without_secret_memory.py");
+    command.arg(ours("sealvold")).args(Daemon::arguments(place));
+    command.arg("--config").arg(&config);
+    Daemon::start_by(place, command).unwrap_or_else(|ended| panic!("{ended}"))
+}
+
+/// Three shares of the embedded key service's master key, of which two are needed.
+fn split(place: &Directory) -> Vec<PathBuf> {
+    let shares: Vec<_> = ["share.1", "share.2", "share.3"]
+        .map(|name| place.file(name))
+        .into();
+    let mut command = Command::new(ours("sealvol-keys"));
+    command.args(["split", "--threshold", "2", "--master-key"]);
+    command.arg(place.state().join("keys/local.master"));
+    for share in &shares {
+        command.arg("--to").arg(share);
+    }
+    Outcome::of(&mut command).succeeded();
+    shares
 }
 
 impl Found {
@@ -168,7 +214,19 @@ fn in_arena(((place, form), _): (&(Place, &'static str), &usize)) -> bool {
 
 #[test]
 fn the_key_child_ends_with_no_key_in_its_memory() {
-    let found = searched(&KeyService::Local);
+    let found = searched(&KeyService::Local, MasterKey::AsItIs);
+    assert_in_arena_alone(&found);
+}
+
+#[test]
+fn of_shares_and_the_master_key_that_they_give_nothing_is_outside_the_key_childs_locked_memory() {
+    let found = searched(&KeyService::Local, MasterKey::Shares);
+    assert_in_arena_alone(&found);
+}
+
+/// Keys were in the arena when one was handed over, and nowhere else; and nowhere at the end.
+#[track_caller]
+fn assert_in_arena_alone(found: &Found) {
     assert!(!found.at_hand_over.is_empty(), "no key, nowhere");
     assert!(
         found.at_hand_over.iter().all(in_arena),
@@ -180,14 +238,14 @@ fn the_key_child_ends_with_no_key_in_its_memory() {
 
 #[test]
 fn what_a_server_answers_is_out_of_the_key_childs_memory_before_the_key_is_handed_over() {
-    let found = searched(&KeyService::openbao());
+    let found = searched(&KeyService::openbao(), MasterKey::AsItIs);
     assert_text_alone_was_outside(&found);
 }
 
 #[test]
 fn what_aws_kms_answers_is_out_of_the_key_childs_memory_before_the_key_is_handed_over() {
     // By AWS's own SDK, which decodes it in ordinary memory: between two system calls, when it can't be looked at.
-    let found = searched(&KeyService::aws());
+    let found = searched(&KeyService::aws(), MasterKey::AsItIs);
     assert_text_alone_was_outside(&found);
 }
 
@@ -202,11 +260,5 @@ fn assert_text_alone_was_outside(found: &Found) {
     let decoded = |((_, form), _): &&(&(Place, &'static str), &usize)| !form.starts_with("base64");
     let decoded: Vec<_> = met.iter().filter(decoded).collect();
     assert!(decoded.iter().all(|met| in_arena(**met)), "{decoded:#?}");
-    assert!(!found.at_hand_over.is_empty(), "no key, nowhere");
-    assert!(
-        found.at_hand_over.iter().all(in_arena),
-        "{:#?}",
-        found.at_hand_over
-    );
-    assert!(found.at_end.is_empty(), "{:#?}", found.at_end);
+    assert_in_arena_alone(found);
 }
