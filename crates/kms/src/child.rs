@@ -52,7 +52,7 @@ enum ChildError {
     #[error("cannot give up new privileges: {0}")]
     NewPrivileges(io::Error),
     #[error(
-        "is started by sealvold with sockets as standard input and output; not for use by hand"
+        "is started by sealvold with sockets as standard input and output; not for use by hand without a command (--help)"
     )]
     NotAChild,
     #[error("reply: {0}")]

@@ -80,9 +80,9 @@ pub(super) fn run(arguments: Arguments) -> Result<(), Refusal> {
     for (share, path) in made.iter().zip(&to) {
         files.add(path, |file| share.write_to(file))?;
     }
-    // From the last one backwards: where fewer are needed than there are, every share is read at least once over both ways.
-    for order in [to.clone(), to.iter().rev().cloned().collect()] {
-        shares::gather(&order, &memory)?.combine(&memory)?;
+    // Each of them, with as many of its neighbours as it takes.
+    for some in to.windows(threshold.into()) {
+        shares::gather(some, &memory)?.combine(&memory)?;
     }
     files.keep();
     tell_of(&made, &to, &afterwards);
