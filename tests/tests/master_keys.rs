@@ -294,6 +294,41 @@ fn a_master_key_that_a_token_protects_is_there_as_long_as_the_token_is() {
 }
 
 #[test]
+fn a_volume_goes_over_from_a_master_key_in_a_file_to_one_that_a_token_protects() {
+    let (place, token) = (Place::new(), SoftHsm::start());
+    configure(&place, &hsm(&token));
+    let daemon = start(&place);
+    let content = write(&daemon, "local:default");
+    daemon.sealvol(&["key", "create", "hsm:master"]).succeeded();
+    daemon.stop();
+
+    let plain = place.state().join("keys/local.master");
+    let file = place.state().join("keys/local.wrapped");
+    let by = |more: &str| {
+        let file = quoted(&file);
+        let wrapped = format!("{{ wrapped = {{ by = \"hsm:master\", file = {file}{more} }} }}");
+        hsm(&token) + &guarded(&place, "local", &wrapped)
+    };
+    configure(&place, &by(&format!(", from = {}", quoted(&plain))));
+    let daemon = start_again(&place);
+    assert_eq!(daemon.content("v"), content);
+    assert!(file.exists(), "it is wrapped");
+    let health = daemon.sealvol(&["doctor"]);
+    assert!(health.stdout.contains("lies in plain in"), "{health}");
+    daemon.stop();
+
+    std::fs::remove_file(&plain).expect("removed");
+    configure(&place, &by(""));
+    let daemon = start_again(&place);
+    assert_eq!(daemon.content("v"), content);
+    let health = daemon.sealvol(&["doctor"]);
+    assert!(
+        health.stdout.contains("wrapped by hsm:master") && !health.stdout.contains("in plain"),
+        "{health}"
+    );
+}
+
+#[test]
 fn a_master_key_that_a_tpm_protects_is_there_in_the_state_of_the_machine_that_it_was_made_in() {
     let (place, mut tpm) = (Place::new(), Swtpm::start());
     let provider = format!(
