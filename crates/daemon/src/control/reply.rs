@@ -55,6 +55,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::NotAdoptable { .. }
         | Error::NoWrappedKey(_)
         | Error::OtherKey { .. }
+        | Error::RecoveryKeyNotAllowed { .. }
         | Error::SelfTest(_)
         | Error::Stranger(_) => ErrorKind::Refused,
         Error::NoSuchCall { .. }
@@ -89,6 +90,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::SnapshotNotAttached(_)
         | Error::TooManyLayers { .. } => ErrorKind::Conflict,
         Error::Audit { .. }
+        | Error::BackupFile(_)
         | Error::Internal(_)
         | Error::Layer { .. }
         | Error::Measurement(_)
@@ -190,6 +192,10 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::BadRequest(_) => "See the control API's documentation for this call",
         Error::Audit { .. } => {
             "Make the log writable: without a record no key is used and nothing is deleted"
+        }
+        Error::BackupFile(_) => "See whether there is space for it, and make the backup again",
+        Error::RecoveryKeyNotAllowed { .. } => {
+            "Have it added to `recovery-keys` in sealvold's configuration, or ask as root"
         }
         Error::Backing { .. } => "Name an existing directory or block device",
         Error::BackingNotAllowed { .. } => {

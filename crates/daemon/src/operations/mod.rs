@@ -6,6 +6,7 @@
 mod adopt;
 mod aliases;
 mod attach;
+mod backup;
 mod bench;
 mod clone;
 mod copy;
