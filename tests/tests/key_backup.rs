@@ -184,7 +184,7 @@ fn a_backup_is_there_whole_and_for_its_owner_alone_or_not_at_all() {
     daemon
         .sealvol(&recovery_key.backup(&nowhere))
         .failed_with(FAILED, &["none"]);
-    assert_eq!(files_under(&directory), [to.clone()]);
+    assert_eq!(files_under(&directory), [to]);
 
     // Each use of the master key is on record, with whom it is for; so is each that was refused.
     let records = recorded(&place);
