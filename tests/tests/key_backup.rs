@@ -10,7 +10,7 @@ use sealvol_tests::evidence::files_under;
 use sealvol_tests::outcome::Outcome;
 use sealvol_tests::pattern;
 use sealvol_tests::place::Place;
-use sealvol_tests::programs::run;
+use sealvol_tests::programs::{check, run};
 use sealvol_tests::recovery::RecoveryKey;
 use serde_json::{Value, json};
 
@@ -213,6 +213,36 @@ fn a_backup_is_there_whole_and_for_its_owner_alone_or_not_at_all() {
         .arg("http://localhost/v1/keys/local/backup");
     let answer = Outcome::of(&mut command).succeeded().stdout;
     assert!(answer.contains("its file does not come"), "{answer}");
+
+    // And with what is no file to write to.
+    let control = place.runtime().join("control.sock");
+    let brought = place.file("brought");
+    std::fs::create_dir(&brought).expect("made");
+    let arguments = [&control, &recovery_key.public, &brought];
+    let arguments = arguments.map(|path| path.to_str().expect("UTF-8"));
+    check("bring_file.py", &arguments);
+    daemon.stop();
+}
+
+#[test]
+fn who_lost_the_passphrase_has_the_keys_by_the_recovery_key() {
+    let place = Place::new();
+    let recovery_key = RecoveryKey::new(&place, "recovery");
+    let (passphrase, backup) = (place.file("passphrase"), place.file("keys.backup"));
+    std::fs::write(&passphrase, "correct horse\n").expect("written");
+    let daemon = Daemon::start_with_passphrase(&place, &passphrase);
+    daemon.volume("a", "4M");
+    daemon.write("a", 0, &[7; 4096]);
+    daemon.detach("a");
+    let made = recovery_key.back_up(&daemon, &backup);
+    assert_eq!(made["master_key"], "passphrase");
+    daemon.stop();
+    lose_the_keys(&place);
+    recovery_key.restore(&place, &backup).succeeded();
+    // Its form is a change that the registry takes for what it is: a newer state of the same table.
+    let daemon = Daemon::start(&place);
+    daemon.attach("a");
+    assert_eq!(daemon.content("a")[..4096], [7; 4096]);
     daemon.stop();
 }
 
