@@ -82,6 +82,7 @@ impl Host {
             service: &service,
             create: true,
             passphrase: None,
+            sink: None,
             relied_on: None,
             accept_table: false,
             principal: Principal::Daemon,

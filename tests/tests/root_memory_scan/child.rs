@@ -1,4 +1,5 @@
-//! What the key child holds, for as long as it lives: stopped when it is about to hand a key over, and at its end.
+//! What the key child holds, for as long as it lives: stopped when it is about to hand a key over, or a backup of all, and at its
+//! end.
 //!
 //! It is given no secret memory here, so that its arena is searched too, and can be told from the rest.
 
@@ -10,6 +11,7 @@ use std::path::Path;
 use sealvol_tests::daemon::Daemon;
 use sealvol_tests::place::{Place as Directory, needs_root};
 use sealvol_tests::programs::ours;
+use sealvol_tests::recovery::RecoveryKey;
 
 use crate::image::{Frozen, script, source};
 use crate::pattern::{FORMS, Kind, Patterns};
@@ -29,7 +31,20 @@ struct Found {
     at_end: Exposure,
 }
 
+/// What a key child is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// The key of a volume.
+    Attach,
+    /// All keys, and the master key, for a recovery key.
+    Backup,
+}
+
 fn searched(service: &KeyService) -> Found {
+    searched_when(service, Asked::Attach)
+}
+
+fn searched_when(service: &KeyService, asked: Asked) -> Found {
     needs_root("read another process's memory and registers");
     let place = Directory::new();
     let directory = place.file("child");
@@ -66,12 +81,20 @@ fn searched(service: &KeyService) -> Found {
     std::fs::write(directory.join("control"), planted.as_encoded_bytes()).expect("a file");
     let mut secrets = vec![control];
     let behind = behind(&place, service, &place.layer_files("meta")[0]);
-    secrets.push(behind.wrapped);
+    if asked == Asked::Attach {
+        secrets.push(behind.wrapped);
+    }
     secrets.extend(behind.keys);
     let patterns = Patterns::new(secrets);
     std::fs::write(directory.join("armed"), "").expect("a file");
     let found = std::thread::scope(|scope| {
-        let attach = scope.spawn(|| daemon.attach("held"));
+        let asking = scope.spawn(|| match asked {
+            Asked::Attach => drop(daemon.attach("held")),
+            Asked::Backup => {
+                let recovery_key = RecoveryKey::new(&place, "recovery");
+                recovery_key.back_up(&daemon, &place.file("keys.backup"));
+            }
+        });
         let mut found = Found::default();
         let mut calls = 0;
         loop {
@@ -90,7 +113,9 @@ fn searched(service: &KeyService) -> Found {
                     found.between.push(exposure);
                 }
                 1 => {
-                    assert_wrapped_key_found(&report, &patterns);
+                    if asked == Asked::Attach {
+                        assert_wrapped_key_found(&report, &patterns);
+                    }
                     found.at_hand_over = exposure;
                 }
                 _ => {
@@ -99,7 +124,7 @@ fn searched(service: &KeyService) -> Found {
                 }
             }
         }
-        attach.join().expect("the volume is attached");
+        asking.join().expect("it is done");
         found
     });
     found.print(service);
@@ -169,6 +194,18 @@ fn in_arena(((place, form), _): (&(Place, &'static str), &usize)) -> bool {
 #[test]
 fn the_key_child_ends_with_no_key_in_its_memory() {
     let found = searched(&KeyService::Local);
+    assert!(!found.at_hand_over.is_empty(), "no key, nowhere");
+    assert!(
+        found.at_hand_over.iter().all(in_arena),
+        "{:#?}",
+        found.at_hand_over
+    );
+    assert!(found.at_end.is_empty(), "{:#?}", found.at_end);
+}
+
+#[test]
+fn the_key_child_has_the_master_key_in_its_arena_only_when_it_writes_a_backup() {
+    let found = searched_when(&KeyService::Local, Asked::Backup);
     assert!(!found.at_hand_over.is_empty(), "no key, nowhere");
     assert!(
         found.at_hand_over.iter().all(in_arena),

@@ -393,6 +393,7 @@ mod tests {
             service: &service,
             create: true,
             passphrase: None,
+            sink: None,
             relied_on: None,
             accept_table: false,
             principal: Principal::Daemon,

@@ -112,7 +112,7 @@ pub(super) fn credential_path(directory: &Path, name: &str) -> Result<PathBuf, R
     }
 }
 
-fn read_file(path: &Path, memory: &Arc<KeyMemory>) -> Result<KeyEncryptionKey, Refusal> {
+pub(crate) fn read_file(path: &Path, memory: &Arc<KeyMemory>) -> Result<KeyEncryptionKey, Refusal> {
     place::trusted_directory(path)?;
     let (file, found) = place::open_to_read(path).map_err(|error| missing(path, error))?;
     place::check_private(path, &found)?;

@@ -81,6 +81,7 @@ fn lead(place: &Place, key: &str, change: KeyChange, days: u64) {
             service: &service,
             create: false,
             passphrase: None,
+            sink: None,
             relied_on: None,
             accept_table: false,
             principal: Principal::Daemon,
