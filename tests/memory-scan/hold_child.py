@@ -5,8 +5,8 @@
 
 With a file `armed` in DIRECTORY, the program gets the content of the file `control` there as environment variable
 SEALVOL_SCAN_CONTROL, and is stopped: before each system call of its first thread from the first connection that it makes until it
-hands the key over (`call.0`, `call.1`, ...); before it hands it over, by the first write to what standard output is
-(`hand-over`); and at its end, when its memory is still there (`end`). Each time the file `stopped.MOMENT` tells of the threads in the
+hands the key over (`call.0`, `call.1`, ...); before it hands it over, by the first write to what standard output is,
+or hands over a backup of all, by the first write to the daemon's memory for it (`hand-over`); and at its end, when its memory is still there (`end`). Each time the file `stopped.MOMENT` tells of the threads in the
 words of freeze.py, and they go on when there is a file `continue.MOMENT`. Without `armed` the program just runs. Either way it
 has this process's descriptors.
 """
@@ -56,8 +56,10 @@ def begun_call(thread):
     return struct.unpack_from("<QQ", info.raw, 24) if info.raw[0] == ENTRY else None
 
 
-def is_standard_output(process, descriptor):
-    return os.readlink(f"/proc/{process}/fd/{descriptor}") == os.readlink(f"/proc/{process}/fd/1")
+def hands_over(process, descriptor):
+    """Whether that is where keys go, or where a backup goes."""
+    standard_output, written = (os.readlink(f"/proc/{process}/fd/{number}") for number in (1, descriptor))
+    return written == standard_output or written.startswith("/memfd:sealvol-backup")
 
 
 def others(process, stopped):
@@ -100,7 +102,7 @@ def trace(directory, process):
         call = begun_call(thread) if number == IN_SYSCALL and thread == process else None
         if call and go_on == PTRACE_SYSCALL:
             connected |= call[0] == CONNECT
-            if call[0] in WRITES and is_standard_output(process, call[1]):
+            if call[0] in WRITES and hands_over(process, call[1]):
                 stopped = others(process, thread)
                 show(directory, "hand-over", process, [process, *stopped])
                 go_on = PTRACE_CONT

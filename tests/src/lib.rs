@@ -28,6 +28,7 @@ pub mod peer;
 pub mod place;
 pub mod plain_http;
 pub mod programs;
+pub mod recovery;
 pub mod resident;
 pub mod serial;
 pub mod softhsm;

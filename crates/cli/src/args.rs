@@ -17,7 +17,7 @@ use sealvol_control::api::{
 use sealvol_control::size::Size;
 
 pub(crate) use audit::{Audit, Verify};
-pub(crate) use key::{Alias, Import, ImportParameters, Key, KeySet, Policy, Rewrap};
+pub(crate) use key::{Alias, Backup, Import, ImportParameters, Key, KeySet, Policy, Rewrap};
 
 /// Encrypted block volumes: create, attach, detach, and look at them.
 ///

@@ -7,7 +7,7 @@ use sealvol_control::keychild::KeyChange;
 use crate::args::Key;
 use crate::run::{CommandError, Printer};
 use crate::table::{fields, left, right, table};
-use crate::{alias, import, key_set, policy, rewrap};
+use crate::{alias, backup, import, key_set, policy, rewrap};
 
 pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(), CommandError> {
     let (key, change, even_if_used) = match verb {
@@ -26,6 +26,7 @@ pub(crate) async fn run(client: &Client, print: &Printer, verb: Key) -> Result<(
         Key::AcceptTable { provider } => {
             return print.answer(&client.accept_key_table(&provider).await?, accepted);
         }
+        Key::Backup(options) => return backup::run(client, print, options).await,
         Key::ImportParameters(options) => return import::parameters(client, print, options).await,
         Key::Import(options) => return import::material(client, print, options).await,
         Key::DeleteMaterial { key } => (key, KeyChange::DeleteMaterial, false),

@@ -7,6 +7,7 @@
 mod alias;
 mod args;
 mod audit;
+mod backup;
 mod doctor;
 mod flatten;
 mod import;

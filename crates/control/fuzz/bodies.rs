@@ -61,8 +61,8 @@ pub(crate) fn frames(data: &[u8]) {
     sender.write_all(data).expect("taken");
     sender.shutdown(Shutdown::Write).expect("ended");
     match frame::receive::<Batch>(&receiver) {
-        Ok((batch, descriptor)) => {
-            assert!(descriptor.is_none());
+        Ok((batch, descriptors)) => {
+            assert!(descriptors.is_empty());
             let frame =
                 frame::encode(&batch).expect("a message that came is no longer than one may be");
             let (again, _) = frame::receive::<Batch>(&sent(&frame)).expect("our own message");

@@ -43,6 +43,7 @@
 //! | `GET /v1/keys/PROVIDER:KEY/policy` |                 | [`KeyPolicy`]    | administer |
 //! | `POST /v1/keys/PROVIDER:KEY/policy` | [`SetKeyPolicy`] | [`KeyPolicy`]  | administer |
 //! | `POST /v1/keys/PROVIDER/accept-table` |               | [`KeyTable`]    | administer |
+//! | `POST /v1/keys/PROVIDER/backup`   | [`BackUpKeys`]    | [`KeyBackup`]   | administer |
 //! | `GET /v1/key-sets`                |                   | [`KeySetList`]  | any        |
 //! | `POST /v1/key-sets`               | [`CreateKeySet`]  | [`KeySet`]      | administer |
 //! | `GET /v1/key-sets/NAME`           |                   | [`KeySet`]      | any        |
@@ -72,6 +73,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+mod backup;
 mod deletion;
 mod import;
 mod jobs;
@@ -82,6 +84,7 @@ mod rewrap;
 mod snapshots;
 mod status;
 
+pub use backup::{BackUpKeys, KeyBackup};
 pub use deletion::{DeleteVolume, Deleted, OnlyEnd, ShredProof, VolumeTombstone};
 pub use import::{GetImportParameters, ImportMaterial, ImportParameters};
 pub use jobs::{

@@ -182,7 +182,7 @@ impl Client {
         request: &api::CreateVolume,
         key: BorrowedFd<'_>,
     ) -> Result<api::Volume, ClientError> {
-        self.send_with_key(api::VOLUMES, request, key).await
+        self.send_with_descriptor(api::VOLUMES, request, key).await
     }
 
     /// [`Self::attach_volume`], for one whose data key is given: the daemon reads it from `key`.
@@ -192,7 +192,7 @@ impl Client {
         request: &api::AttachVolume,
         key: BorrowedFd<'_>,
     ) -> Result<api::Volume, ClientError> {
-        self.send_with_key(&volume_path(name, "/attach"), request, key)
+        self.send_with_descriptor(&volume_path(name, "/attach"), request, key)
             .await
     }
 
@@ -203,7 +203,7 @@ impl Client {
         request: &api::AttachSnapshot,
         key: BorrowedFd<'_>,
     ) -> Result<api::Snapshot, ClientError> {
-        self.send_with_key(&snapshot_path(name, "/attach"), request, key)
+        self.send_with_descriptor(&snapshot_path(name, "/attach"), request, key)
             .await
     }
 
@@ -424,14 +424,14 @@ impl Client {
         self.within_deadline(method, path, Bytes::from(body)).await
     }
 
-    async fn send_with_key<R: Serialize, A: DeserializeOwned>(
+    async fn send_with_descriptor<R: Serialize, A: DeserializeOwned>(
         &self,
         path: &str,
         request: &R,
-        key: BorrowedFd<'_>,
+        descriptor: BorrowedFd<'_>,
     ) -> Result<A, ClientError> {
         let body = serde_json::to_vec(request).unwrap_or_default();
-        let whole = self.hand_over(path, Bytes::from(body), key);
+        let whole = self.hand_over(path, Bytes::from(body), descriptor);
         let (status, body) = tokio::time::timeout(self.deadline, whole)
             .await
             .unwrap_or(Err(ClientError::TimedOut(self.deadline)))?;
@@ -443,7 +443,7 @@ impl Client {
         &self,
         path: &str,
         body: Bytes,
-        key: BorrowedFd<'_>,
+        descriptor: BorrowedFd<'_>,
     ) -> Result<(u16, Vec<u8>), ClientError> {
         let broken = |error: io::Error| ClientError::Body(Box::new(error));
         let (mut sender, connection) =
@@ -471,7 +471,7 @@ impl Client {
             stream.read_exact(&mut [0]).await.map_err(broken)?;
         }
         let socket = stream.into_std().map_err(broken)?;
-        descriptor::send(&socket, &key_handover::READY, key).map_err(broken)?;
+        descriptor::send(&socket, &key_handover::READY, &[descriptor]).map_err(broken)?;
         let mut stream = UnixStream::from_std(socket).map_err(broken)?;
         let status = stream.read_u16().await.map_err(broken)?;
         let mut body = Vec::new();

@@ -1,11 +1,11 @@
 //! File descriptors over Unix sockets (`SCM_RIGHTS`, unix(7)): how a secret gets from one process to another without being in a
-//! message.
+//! message, and how a process is told where to write what it cannot open itself.
 //!
-//! What always holds: at most one is taken in, and it is closed on exec.
+//! What always holds: at most [`AT_ONCE`] are taken in, and they are closed on exec.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::net::{
@@ -13,15 +13,24 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-/// Sends `bytes` with `descriptor`; returns how many went. On a fresh socket a few bytes do not block.
+/// Most descriptors in a message.
+pub const AT_ONCE: usize = 2;
+
+/// Sends `bytes` with `descriptors`, of which [`AT_ONCE`] fit; returns how many bytes went. On a fresh socket a few bytes do not
+/// block.
 ///
 /// # Errors
-/// When the socket fails.
-pub fn send(socket: &UnixStream, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
-    let descriptors = [descriptor.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+/// When the socket fails, or there are too many.
+pub fn send(
+    socket: &UnixStream,
+    bytes: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
     let mut rights = SendAncillaryBuffer::new(&mut space);
-    rights.push(SendAncillaryMessage::ScmRights(&descriptors));
+    if !descriptors.is_empty() && !rights.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many file descriptors for a message"));
+    }
     Ok(sendmsg(
         socket,
         &[IoSlice::new(bytes)],
@@ -30,13 +39,13 @@ pub fn send(socket: &UnixStream, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io
     )?)
 }
 
-/// Receives bytes, how many is returned, and the descriptor that came with them, if one did.
+/// Receives bytes, how many is returned, and the descriptors that came with them, in their order.
 ///
 /// # Errors
 /// When the socket fails.
-pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-    // Room for one: the kernel closes what does not fit.
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    // The kernel closes what does not fit.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
     let mut rights = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
         recvmsg(
@@ -47,9 +56,11 @@ pub fn receive(socket: &UnixStream, bytes: &mut [u8]) -> io::Result<(usize, Opti
         )
     })
     .map_err(io::Error::from)?;
-    let descriptor = rights.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((received.bytes, descriptor))
+    let mut taken = Vec::new();
+    for message in rights.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            taken.extend(descriptors);
+        }
+    }
+    Ok((received.bytes, taken))
 }

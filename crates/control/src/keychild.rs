@@ -8,7 +8,8 @@
 //!   (pipe)          ◀── text ───────  fd 2     what went wrong, bounded, never a secret
 //! ```
 //! The sockets stand on descriptors 0 and 1 because those can be set without `unsafe` code between
-//! fork and exec. A provider's passphrase comes as a file descriptor with the batch (`SCM_RIGHTS`).
+//! fork and exec. A provider's passphrase comes as a file descriptor with the batch (`SCM_RIGHTS`),
+//! and so does the file that a backup is written to; with both, the passphrase comes first.
 //!
 //! What always holds:
 //! - key bytes go through the key socket only, and this module never reads it: it hands the socket
@@ -22,6 +23,7 @@
 
 mod aws_kms;
 mod azure;
+mod backup;
 mod failure;
 pub mod frame;
 mod import;
@@ -47,6 +49,7 @@ use tokio::process::{Child, ChildStderr, Command};
 
 pub use aws_kms::{AwsKmsService, CredentialsFile};
 pub use azure::{AzureService, Identity};
+pub use backup::{BackupMade, MasterKeyForm};
 pub use failure::{
     FailureClass, Fault, KeyChildError, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, PIN_LOCKED,
     UNTRUSTED_SERVER,
@@ -87,6 +90,15 @@ pub struct KeyChild {
     deadline: Duration,
 }
 
+/// What goes with a batch and stands in no message.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Descriptors<'a> {
+    /// Where the passphrase that [`MasterKey::Passphrase`] asks for is read from.
+    pub passphrase: Option<BorrowedFd<'a>>,
+    /// What [`Call::Backup`] writes to; given with a batch that has this call, and with no other.
+    pub sink: Option<BorrowedFd<'a>>,
+}
+
 /// What a batch came to.
 #[derive(Debug)]
 pub struct Answer {
@@ -125,7 +137,7 @@ impl KeyChild {
     /// # Errors
     /// When there is no reply to it; that a single call fails is in the answer.
     pub async fn call(&self, batch: &Batch) -> Result<Answer, KeyChildError> {
-        self.exchange(batch, None).await
+        self.call_with(batch, Descriptors::default()).await
     }
 
     /// Like [`Self::call`], with the passphrase that [`MasterKey::Passphrase`] asks for.
@@ -140,13 +152,21 @@ impl KeyChild {
         batch: &Batch,
         passphrase: BorrowedFd<'_>,
     ) -> Result<Answer, KeyChildError> {
-        self.exchange(batch, Some(passphrase)).await
+        let descriptors = Descriptors {
+            passphrase: Some(passphrase),
+            sink: None,
+        };
+        self.call_with(batch, descriptors).await
     }
 
-    async fn exchange(
+    /// Like [`Self::call`], with what cannot stand in the batch.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_with(
         &self,
         batch: &Batch,
-        passphrase: Option<BorrowedFd<'_>>,
+        descriptors: Descriptors<'_>,
     ) -> Result<Answer, KeyChildError> {
         if batch.calls.len() > CALLS_MAX {
             return Err(KeyChildError::TooManyCalls {
@@ -163,7 +183,7 @@ impl KeyChild {
         let mut child = self.spawn(batch, childs_messages.into(), childs_keys.into())?;
 
         let mut stderr = Vec::new();
-        let whole = run(&mut child, messages, &request, passphrase, &mut stderr);
+        let whole = run(&mut child, messages, &request, descriptors, &mut stderr);
         let (reply, status) = match tokio::time::timeout(self.deadline, whole).await {
             Ok(ended) => ended.map_err(socket)?,
             Err(_) => {
@@ -259,12 +279,12 @@ async fn run(
     child: &mut Child,
     messages: UnixStream,
     request: &[u8],
-    passphrase: Option<BorrowedFd<'_>>,
+    descriptors: Descriptors<'_>,
     stderr: &mut Vec<u8>,
 ) -> io::Result<(Result<Reply, FrameError>, ExitStatus)> {
     let text = child.stderr.take();
     let (reply, (), status) = tokio::join!(
-        talk(messages, request, passphrase),
+        talk(messages, request, descriptors),
         keep_beginning(text, stderr),
         child.wait()
     );
@@ -274,11 +294,13 @@ async fn run(
 async fn talk(
     messages: UnixStream,
     request: &[u8],
-    passphrase: Option<BorrowedFd<'_>>,
+    Descriptors { passphrase, sink }: Descriptors<'_>,
 ) -> Result<Reply, FrameError> {
-    let sent = match passphrase {
-        Some(descriptor) => frame::send_with_rights(&messages, request, descriptor)?,
-        None => 0,
+    let rights: Vec<_> = passphrase.into_iter().chain(sink).collect();
+    let sent = if rights.is_empty() {
+        0
+    } else {
+        frame::send_with_rights(&messages, request, &rights)?
     };
     messages.set_nonblocking(true)?;
     let mut messages = tokio::net::UnixStream::from_std(messages)?;

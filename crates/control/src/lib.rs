@@ -6,6 +6,7 @@ pub mod descriptor;
 pub mod key_handover;
 pub mod key_ref;
 pub mod keychild;
+pub mod pem;
 pub mod pkcs11_uri;
 pub mod size;
 pub mod timestamp;

@@ -19,6 +19,8 @@ pub(crate) const WRAP: &[u8] = b"sealvol v1 wrap volume key";
 pub(crate) const SEAL: &[u8] = b"sealvol v1 seal key-encryption key";
 /// Label of the key of the MAC over a table of keys.
 pub(crate) const TABLE_MAC: &[u8] = b"sealvol v1 key table mac";
+/// Label of the AES-256-GCM key and IV that seal the image of a table of keys.
+pub(crate) const SEAL_TABLE: &[u8] = b"sealvol v1 seal key table";
 
 /// Label of the AES-256-GCM key and IV that seal the private key of an import.
 pub(crate) const SEAL_IMPORT: &[u8] = b"sealvol v1 seal import private key";

@@ -39,6 +39,7 @@ mod passphrase;
 mod process;
 mod random;
 mod residue;
+mod sealed_table;
 mod secret_bytes;
 mod sector_cipher;
 pub mod selftest;
@@ -56,6 +57,7 @@ pub use passphrase::{Argon2Params, MAX_PASSPHRASE_BYTES, MIN_SALT_BYTES, Passphr
 pub use process::{HardenError, harden_process};
 pub use random::{RandomError, random};
 pub use residue::clear_residue;
+pub use sealed_table::TABLE_IMAGE_BYTES_MAX;
 pub use secret_bytes::{SecretBytes, SecretTooLong};
 pub use sector_cipher::{SectorCipher, UnitSize, UnitSizeError};
 pub use shares::{CombineError, SHARE_BYTES, SHARES_MAX, Share, ShareError, THRESHOLD_MIN};

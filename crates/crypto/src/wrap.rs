@@ -7,9 +7,10 @@
 //!   AES-256-GCM, associated data = header ‖ canonical encryption context
 //! ```
 //!
-//! Exact in `FORMATS.md`. Three kinds share the format and differ in magic, label and length: a volume
+//! Exact in `FORMATS.md`. Four kinds share the format and differ in magic, label and length: a volume
 //! key under a key-encryption key (here), a key-encryption key under another one
-//! ([`KeyEncryptionKey::seal`]), and the private key of an import ([`KeyEncryptionKey::seal_import_key`]).
+//! ([`KeyEncryptionKey::seal`]), the private key of an import ([`KeyEncryptionKey::seal_import_key`]),
+//! and the image of a table of keys ([`KeyEncryptionKey::seal_table`]).
 //!
 //! What always holds: the plaintext goes from slot to ciphertext and from ciphertext to slot, and
 //! lies nowhere between; a blob with any bit changed, another context or another key is refused

@@ -9,6 +9,8 @@
 //! backing = ["/srv/volumes", "/dev/vg0"]  # where holders of `create` may put ciphertext
 //! key-child = "/usr/libexec/sealvol-keys" # beside sealvold if absent
 //! key-deadline-s = 10                     # for one batch of calls to a key service
+//! # what holders of `administer` may have backups of keys encrypted to (SHA-256); root and the daemon's own user may choose
+//! recovery-keys = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
 //!
 //! [nbd]
 //! allow = [107]                           # user ids that may open an export, if attach names none
@@ -107,6 +109,9 @@ pub(crate) struct Config {
     pub nbd_allow: Option<Vec<u32>>,
     /// Who may ask for what.
     pub rights: Rights,
+    /// What holders of *administer* may have backups encrypted to besides root and the daemon's user, who may choose: SHA-256 of
+    /// public keys, in hexadecimal digits.
+    pub recovery_keys: Vec<String>,
     /// The key services, by name.
     pub providers: BTreeMap<String, Provider>,
 }
@@ -163,6 +168,16 @@ pub enum ConfigError {
         /// Why it cannot.
         reason: &'static str,
     },
+    /// Not the digest of a public key.
+    #[error("{}: {field}: {found:?} is no SHA-256. Write its 64 hexadecimal digits", path.display())]
+    NoDigest {
+        /// The file.
+        path: PathBuf,
+        /// Its name in the file.
+        field: &'static str,
+        /// What it says.
+        found: String,
+    },
     /// A number is outside its range.
     #[error("{}: {field} is {found}. Give a number from {low} to {high}", path.display())]
     OutOfRange {
@@ -203,6 +218,7 @@ struct File {
     backing: Vec<PathBuf>,
     key_child: Option<PathBuf>,
     key_deadline_s: Option<u64>,
+    recovery_keys: Vec<String>,
     nbd: Nbd,
     rights: RightsTable,
     providers: BTreeMap<String, Service>,
@@ -265,6 +281,7 @@ impl Config {
             backing,
             key_child,
             key_deadline: Duration::from_secs(deadline),
+            recovery_keys: digests(&path, file.recovery_keys)?,
             nbd_allow: file.nbd.allow,
             rights: Rights {
                 create: file.rights.create.unwrap_or(every.create),
@@ -387,6 +404,21 @@ fn provide_master_keys(
     Ok(())
 }
 
+/// In lower case, as digests are told.
+fn digests(path: &Path, texts: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let checked = texts.into_iter().map(|text| {
+        if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(text.to_ascii_lowercase());
+        }
+        Err(ConfigError::NoDigest {
+            path: path.to_owned(),
+            field: "recovery-keys",
+            found: text,
+        })
+    });
+    checked.collect()
+}
+
 fn workers(path: &Path, asked: Option<u64>) -> Result<usize, ConfigError> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let workers = within(path, "workers", asked, processors as u64, 1..=1024)?;
@@ -494,7 +526,7 @@ mod tests {
         let config = load(&example).expect("the example is valid");
         assert!(config.require_secretmem);
         assert_eq!(config.workers, 4);
-        assert_eq!(config.backing.len(), 2);
+        assert_eq!((config.backing.len(), config.recovery_keys.len()), (2, 1));
         assert_eq!(config.key_deadline, Duration::from_secs(10));
         let master_key = |name: &str| match &config.providers[name].service {
             Service::Local(local) => local.master_key.kind(),
@@ -594,6 +626,7 @@ mod tests {
                 "[providers.Local]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = \"passphrase\"",
                 "Local",
             ),
+            ("recovery-keys = [\"9f86\"]", "recovery-keys"),
             ("[providers.x]\ntype = \"martian\"", "martian"),
             (
                 "[providers.provided]\ntype = \"local\"\ndatabase = \"/d\"\nmaster-key = \"passphrase\"",

@@ -47,6 +47,9 @@ pub enum Error {
         /// What is wrong.
         cause: &'static str,
     },
+    /// A backup of keys has nowhere to go.
+    #[error("the backup's file: {0}")]
+    BackupFile(io::Error),
     /// The backing is neither a directory nor a block device, or cannot be looked at.
     #[error("backing {}: {cause}", path.display())]
     Backing {
@@ -100,6 +103,14 @@ pub enum Error {
         uid: u32,
         /// What is needed.
         right: Right,
+    },
+    /// The caller may administer, but not say who can open every key.
+    #[error("recovery key {fingerprint}: uid {uid} may have nothing encrypted to it")]
+    RecoveryKeyNotAllowed {
+        /// SHA-256 of the key.
+        fingerprint: String,
+        /// Who asked.
+        uid: u32,
     },
     /// The caller holds no right at all.
     #[error("uid {0}: it holds no right on this daemon")]

@@ -10,6 +10,7 @@
 
 mod aliases;
 mod audit_index;
+mod backup;
 mod import;
 mod lifecycle;
 mod pins;
@@ -28,9 +29,9 @@ use std::time::Duration;
 use sealvol_control::api::VolumeName;
 use sealvol_control::key_ref::KeyRef;
 use sealvol_control::keychild::{
-    Answer, Batch, CALLS_MAX, Call, CallResult, Context, Done, FailureClass, Fault, KeyChild,
-    KeyChildError, KeyDescription, KeyFailure, MasterKey, Origin, Principal, Provider, Right,
-    Service, Wrapped,
+    Answer, Batch, CALLS_MAX, Call, CallResult, Context, Descriptors, Done, FailureClass, Fault,
+    KeyChild, KeyChildError, KeyDescription, KeyFailure, MasterKey, Origin, Principal, Provider,
+    Right, Service, Wrapped,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{KeyError, VolumeKey};
@@ -54,6 +55,8 @@ pub(crate) struct Keys {
     deadline: Duration,
     providers: BTreeMap<String, Provider>,
     require_secretmem: bool,
+    /// What backups may be encrypted to, whoever asks.
+    recovery_keys: Vec<String>,
     /// Where a provider's passphrase is read from, once per child.
     passphrase: Option<File>,
     audit: Audit,
@@ -98,6 +101,7 @@ impl Keys {
             pins: Pins::new(&config.providers),
             providers: config.providers.clone(),
             require_secretmem: config.require_secretmem,
+            recovery_keys: config.recovery_keys.clone(),
             passphrase,
             audit,
             relied_on: ReliedOn::new(registry),
@@ -461,6 +465,20 @@ impl Keys {
         calls: Vec<Call>,
         attempts: Attempts,
     ) -> Result<Answer, Error> {
+        self.ask_with(caller, right, key, calls, attempts, None)
+            .await
+    }
+
+    /// The same, with the file that a backup is written to.
+    async fn ask_with(
+        &self,
+        caller: Caller,
+        right: Right,
+        key: &KeyRef,
+        calls: Vec<Call>,
+        attempts: Attempts,
+        sink: Option<&File>,
+    ) -> Result<Answer, Error> {
         let provider = self.provider(key.provider())?.clone();
         let asked = Instant::now();
         let not_served = || Error::Key {
@@ -492,7 +510,8 @@ impl Keys {
                 failure: Box::new(failure),
             })?;
             let left = until.saturating_duration_since(Instant::now());
-            let mut answer = self.call_child(&self.child.within(left), &batch).await;
+            let child = self.child.within(left);
+            let mut answer = self.call_child(&child, &batch, sink).await;
             if let (Some(turn), Ok(answer)) = (turn, &answer) {
                 turn.end(answer);
             }
@@ -534,13 +553,23 @@ impl Keys {
         }
     }
 
-    async fn call_child(&self, child: &KeyChild, batch: &Batch) -> Result<Answer, KeyChildError> {
-        match (&batch.provider.service, &self.passphrase) {
-            (Service::Local(local), Some(file)) if local.master_key == MasterKey::Passphrase => {
-                child.call_with_passphrase(batch, file.as_fd()).await
+    async fn call_child(
+        &self,
+        child: &KeyChild,
+        batch: &Batch,
+        sink: Option<&File>,
+    ) -> Result<Answer, KeyChildError> {
+        let passphrase = match &batch.provider.service {
+            Service::Local(local) if local.master_key == MasterKey::Passphrase => {
+                self.passphrase.as_ref()
             }
-            _ => child.call(batch).await,
-        }
+            _ => None,
+        };
+        let descriptors = Descriptors {
+            passphrase: passphrase.map(File::as_fd),
+            sink: sink.map(File::as_fd),
+        };
+        child.call_with(batch, descriptors).await
     }
 
     /// Writes `record` with the outcome; only then is a success one.

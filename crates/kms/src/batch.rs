@@ -80,6 +80,7 @@ async fn carry_out_one<S: KeyService>(
             service.accept_table()?;
             Done::AcceptTable
         }
+        Call::Backup { recovery_key } => Done::Backup(service.back_up(recovery_key).await?),
         Call::Change { key, change } => Done::Change(service.change_key(key, change).await?),
         Call::ChangeAlias { alias, change } => {
             Done::ChangeAlias(service.change_alias(alias, change).await?)
@@ -218,6 +219,7 @@ fn bounded(wrapped: Wrapped) -> Result<Wrapped, Refusal> {
 fn name(call: &Call) -> &'static str {
     match call {
         Call::AcceptTable => "AcceptTable",
+        Call::Backup { .. } => "Backup",
         Call::Change { change, .. } => change.as_str(),
         Call::ChangeAlias { change, .. } => change.as_str(),
         Call::Check { .. } => "Check",

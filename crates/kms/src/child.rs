@@ -13,6 +13,7 @@
 mod data_keys;
 mod provider;
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -78,7 +79,14 @@ fn run() -> Result<(), ChildError> {
     harden_process()?;
     let (messages, mut keys_out) = sockets()?;
     confinement::forbid_new_privileges().map_err(ChildError::NewPrivileges)?;
-    let (batch, passphrase): (Batch, _) = frame::receive(&messages).map_err(ChildError::Batch)?;
+    let (batch, mut descriptors): (Batch, _) =
+        frame::receive(&messages).map_err(ChildError::Batch)?;
+    let writes = |call: &Call| matches!(call, Call::Backup { .. });
+    let sink = batch.calls.iter().any(writes).then(|| descriptors.pop());
+    let given = Given {
+        sink: sink.flatten().map(File::from),
+        passphrase: descriptors.pop(),
+    };
     if batch.calls.len() > CALLS_MAX {
         return Err(ChildError::TooManyCalls {
             calls: batch.calls.len(),
@@ -90,7 +98,7 @@ fn run() -> Result<(), ChildError> {
     let replied = exit_with_daemon(&messages)?;
 
     let (outcome, protection) = match needs {
-        Ok(needs) => execute(&batch, &needs, create, passphrase.as_ref())?,
+        Ok(needs) => execute(&batch, &needs, create, given)?,
         Err(refusal) => (refuse(&refusal, batch.right, &batch.calls), None),
     };
     let Outcome {
@@ -115,6 +123,13 @@ fn run() -> Result<(), ChildError> {
         },
     )
     .map_err(ChildError::Reply)
+}
+
+/// What came with the batch.
+struct Given {
+    passphrase: Option<OwnedFd>,
+    /// What a backup is written to.
+    sink: Option<File>,
 }
 
 /// Message and key socket: descriptors 0 and 1.
@@ -170,7 +185,7 @@ fn execute(
     batch: &Batch,
     needs: &Needs,
     create: bool,
-    passphrase: Option<&OwnedFd>,
+    given: Given,
 ) -> io::Result<(Outcome, Option<String>)> {
     let policy = Policy {
         require_secretmem: batch.require_secretmem,
@@ -193,8 +208,9 @@ fn execute(
                 name: &batch.provider.name,
                 service,
                 create,
-                passphrase,
+                passphrase: given.passphrase.as_ref(),
                 data_keys: None,
+                sink: given.sink,
                 relied_on: batch.relied_on.as_ref(),
                 accept_table: batch.right == Right::Administer
                     && batch.calls.first() == Some(&Call::AcceptTable),

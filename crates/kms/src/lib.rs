@@ -44,8 +44,8 @@ use std::future::Future;
 use std::sync::Arc;
 
 use sealvol_control::keychild::{
-    AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, Origin, TableState,
-    Tended, Tombstones, Wrapped, WrappingAlgorithm, WrappingKeySpec,
+    AliasChange, AliasChanged, BackupMade, ImportParameters, KeyChange, KeyDescription, Origin,
+    TableState, Tended, Tombstones, Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::{EncryptionContext, VolumeKey};
@@ -64,6 +64,12 @@ pub trait KeyService {
         Err(Refusal::Unsupported {
             call: "AcceptTable",
         })
+    }
+
+    /// Writes all keys with what seals them, encrypted to a recovery key (SubjectPublicKeyInfo), to the file that came with the
+    /// batch.
+    fn back_up(&self, _recovery_key: &[u8]) -> impl Future<Output = Result<BackupMade, Refusal>> {
+        async { Err(Refusal::Unsupported { call: "Backup" }) }
     }
 
     /// Makes, moves or removes an alias of a key, whole or not at all.

@@ -20,6 +20,7 @@
 //! `LOCAL.md` describes the file for those who have to read it without this program.
 
 mod aliases;
+pub(crate) mod backup;
 pub mod clock;
 mod database;
 mod import;
@@ -36,15 +37,16 @@ mod unwrapping;
 pub(crate) mod wrapped;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rusqlite::{Transaction, params};
 use sealvol_control::keychild::{
-    ALIAS_PREFIX, AliasChange, AliasChanged, ImportParameters, KeyChange, KeyDescription, KeyState,
-    Lifecycle, LocalService, Origin, Principal, Right, TableState, Tended, Tombstones, Wrapped,
-    WrappingAlgorithm, WrappingKeySpec,
+    ALIAS_PREFIX, AliasChange, AliasChanged, BackupMade, ImportParameters, KeyChange,
+    KeyDescription, KeyState, Lifecycle, LocalService, Origin, Principal, Right, TableState,
+    Tended, Tombstones, Wrapped, WrappingAlgorithm, WrappingKeySpec,
 };
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::{self, WrapError};
@@ -81,6 +83,7 @@ pub struct Local {
     accepted: bool,
     principal: Principal,
     right: Right,
+    sink: Option<File>,
     /// What the database says, and SQLite's number of that state.
     table: RefCell<(i64, Rc<Table>)>,
 }
@@ -97,6 +100,8 @@ pub struct Opening<'a> {
     pub passphrase: Option<&'a OwnedFd>,
     /// The key service that wraps the master key, where one does.
     pub data_keys: Option<&'a dyn DataKeys>,
+    /// What a backup is written to.
+    pub sink: Option<File>,
     /// The newest table that the caller has seen.
     pub relied_on: Option<&'a TableState>,
     /// Go on from an older table all the same: it counts as newer from then on.
@@ -164,7 +169,7 @@ impl Local {
             });
         };
         let master = source.read(meta.form, memory)?;
-        check_master(&master, &meta, service, memory)?;
+        check_master(&master, &meta, &service.database, memory)?;
         source.settle(&master, memory)?;
         if opening.accept_table {
             // It is judged by its MAC alone; what the caller relied on counts again from the change on.
@@ -188,6 +193,7 @@ impl Local {
             accepted: opening.accept_table,
             principal: opening.principal,
             right: opening.right,
+            sink: opening.sink,
             table: RefCell::new(table),
         };
         let table = Rc::clone(&local.table.borrow().1);
@@ -413,6 +419,10 @@ impl KeyService for Local {
         }
     }
 
+    async fn back_up(&self, recovery_key: &[u8]) -> Result<BackupMade, Refusal> {
+        Self::back_up(self, recovery_key)
+    }
+
     async fn change_key(&self, key: &str, change: &KeyChange) -> Result<KeyDescription, Refusal> {
         self.carry_out(key, change)
     }
@@ -610,7 +620,7 @@ fn as_id(key: &str) -> Option<[u8; 16]> {
     (id.to_string() == key).then(|| id.into_bytes())
 }
 
-fn id_text(id: &[u8; 16]) -> String {
+pub(crate) fn id_text(id: &[u8; 16]) -> String {
     Uuid::from_bytes(*id).to_string()
 }
 

@@ -1,16 +1,18 @@
-//! `sealvol-keys` by hand: what is done with master keys while no daemon asks for anything.
+//! `sealvol-keys` by hand: what is done with keys while no daemon asks for anything.
 //!
 //! ```text
 //! sealvol-keys split --master-key FILE | --from-share FILE... | --generate  --threshold M --to FILE...
 //! sealvol-keys combine --share FILE... --to FILE
+//! sealvol-keys restore --backup FILE --recovery-key PRIVATE.pem --database PATH [--master-key PATH] | --check
 //! ```
 //! It is this program since it is the one that may hold keys outside the daemon. With no argument at all it is the key child.
 //!
-//! What always holds: the process is hardened before it reads anything; a secret comes from a file and goes to a file, by way of
-//! locked memory, and is never an argument, in the environment, or printed; no file is written over, and one that could not be
-//! made whole is not left behind.
+//! What always holds: the process is hardened before it reads anything; a secret comes from a file or standard input and goes to
+//! a file, and is never an argument, in the environment, or printed; no file is written over, and one that could not be made whole
+//! is not left behind.
 
 mod combine;
+mod restore;
 mod split;
 
 use std::ffi::OsString;
@@ -33,7 +35,7 @@ use crate::{Refusal, confinement};
 #[command(
     name = "sealvol-keys",
     version,
-    about = "The key child of sealvold, and what is done with master keys by hand",
+    about = "The key child of sealvold, and what is done with keys by hand",
     after_help = "Run it as the daemon's user: files with secrets are taken from their owner alone, and made for that user."
 )]
 struct Arguments {
@@ -47,6 +49,8 @@ enum Command {
     Split(split::Arguments),
     /// Put shares together to the master key that they are of
     Combine(combine::Arguments),
+    /// Bring a key database and its master key back from a backup
+    Restore(restore::Arguments),
 }
 
 /// Whether somebody asks by hand: the daemon gives no arguments.
@@ -76,6 +80,7 @@ fn carry_out(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let done = match arguments.command {
         Command::Split(arguments) => split::run(arguments),
         Command::Combine(arguments) => combine::run(arguments),
+        Command::Restore(arguments) => return restore::run(arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

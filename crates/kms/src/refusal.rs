@@ -8,6 +8,7 @@ use sealvol_control::keychild::{
     ALIASES_MAX, FailureClass, KeyFailure, LOCKED_MEMORY_UNAVAILABLE, MATERIAL_DAYS_MAX, Origin,
     Right, UNTRUSTED_SERVER, WRAPPED_MAX,
 };
+use sealvol_crypto::TABLE_IMAGE_BYTES_MAX;
 use sealvol_crypto::locked::LockedError;
 
 /// What AWS KMS says where the state of a key does not allow a call.
@@ -27,10 +28,19 @@ pub enum Refusal {
     AliasForKey { alias: String },
     #[error("alias {alias:?}: {reason}")]
     BadAliasName { alias: String, reason: &'static str },
+    #[error("the backup cannot be written: {source}")]
+    BackupNotWritten { source: io::Error },
+    #[error(
+        "key database {}: has {bytes} bytes, and a backup takes at most {TABLE_IMAGE_BYTES_MAX}",
+        path.display()
+    )]
+    BackupTooLarge { path: PathBuf, bytes: usize },
     #[error("encryption context: {reason}")]
     BadContext { reason: String },
     #[error("key name {name:?}: {reason}")]
     BadKeyName { name: String, reason: &'static str },
+    #[error("recovery key: {reason}")]
+    BadRecoveryKey { reason: &'static str },
     #[error("provider {provider}: {reason}")]
     Configuration { provider: String, reason: String },
     #[error("credential {}: {reason}", path.display())]
@@ -115,6 +125,8 @@ pub enum Refusal {
     NoFilePath { path: PathBuf },
     #[error("master key: the passphrase's file descriptor did not come with the batch")]
     NoPassphrase,
+    #[error("the file that the backup is to be written to did not come with the batch")]
+    NoSink,
     #[error("key {key}: its waiting period is not over")]
     NotDue { key: String },
     #[error("the master key cannot be split into {reason}")]
@@ -268,8 +280,23 @@ impl Refusal {
                 "InvalidAliasNameException",
                 "choose another name",
             ),
+            Self::BackupNotWritten { .. } => (
+                Transient,
+                "KMSInternalException",
+                "see whether there is space for it, and try again",
+            ),
+            Self::BackupTooLarge { .. } => (
+                KeyUnusable,
+                "BackupTooLarge",
+                "copy it by SQLite's own tools (crates/kms/LOCAL.md), and keep the master key apart from the copy",
+            ),
             Self::BadContext { .. } => (CallerBug, "ValidationException", "correct the context"),
             Self::BadKeyName { .. } => (CallerBug, "ValidationException", "choose another name"),
+            Self::BadRecoveryKey { .. } => (
+                CallerBug,
+                "ValidationException",
+                "give the public key of an RSA pair of 3072 or 4096 bits, as the manual has it (docs/key-services.md)",
+            ),
             Self::Configuration { .. } => (
                 CallerBug,
                 "ValidationException",
@@ -421,6 +448,11 @@ impl Refusal {
                 CallerBug,
                 "ValidationException",
                 "use a daemon of the same version as the key child",
+            ),
+            Self::NoSink => (
+                CallerBug,
+                "ValidationException",
+                "give a file with the call",
             ),
             Self::NotDue { .. } => (KeyUnusable, INVALID_STATE, "wait, or cancel its deletion"),
             Self::NotFirst => (CallerBug, "ValidationException", "ask for it alone"),

@@ -83,6 +83,7 @@ impl Host {
             create: true,
             passphrase: None,
             data_keys: None,
+            sink: None,
             relied_on: None,
             accept_table: false,
             principal: Principal::Daemon,

@@ -1,4 +1,5 @@
-//! What the key child holds, for as long as it lives: stopped when it is about to hand a key over, and at its end.
+//! What the key child holds, for as long as it lives: stopped when it is about to hand a key over, or a backup of all, and at its
+//! end.
 //!
 //! It is given no secret memory here, so that its arena is searched too, and can be told from the rest.
 
@@ -12,6 +13,7 @@ use sealvol_tests::daemon::Daemon;
 use sealvol_tests::outcome::Outcome;
 use sealvol_tests::place::{Place as Directory, needs_root};
 use sealvol_tests::programs::ours;
+use sealvol_tests::recovery::RecoveryKey;
 
 use crate::image::{Frozen, script, source};
 use crate::pattern::{FORMS, Kind, Patterns, Secret};
@@ -31,6 +33,15 @@ struct Found {
     at_end: Exposure,
 }
 
+/// What a key child is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// The key of a volume.
+    Attach,
+    /// All keys, and the master key, for a recovery key.
+    Backup,
+}
+
 /// Where the embedded key service has its master key from.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum MasterKey {
@@ -39,7 +50,7 @@ enum MasterKey {
     Shares,
 }
 
-fn searched(service: &KeyService, master_key: MasterKey) -> Found {
+fn searched(service: &KeyService, asked: Asked, master_key: MasterKey) -> Found {
     needs_root("read another process's memory and registers");
     let place = Directory::new();
     let directory = place.file("child");
@@ -83,7 +94,9 @@ fn searched(service: &KeyService, master_key: MasterKey) -> Found {
     std::fs::write(directory.join("control"), planted.as_encoded_bytes()).expect("a file");
     let mut secrets = vec![control];
     let behind = behind(&place, service, &place.layer_files("meta")[0]);
-    secrets.push(behind.wrapped);
+    if asked == Asked::Attach {
+        secrets.push(behind.wrapped);
+    }
     secrets.extend(behind.keys);
     secrets.extend(shares.iter().map(|share| Secret {
         name: format!("the value of {}", share.display()),
@@ -93,7 +106,13 @@ fn searched(service: &KeyService, master_key: MasterKey) -> Found {
     let patterns = Patterns::new(secrets);
     std::fs::write(directory.join("armed"), "").expect("a file");
     let found = std::thread::scope(|scope| {
-        let attach = scope.spawn(|| daemon.attach("held"));
+        let asking = scope.spawn(|| match asked {
+            Asked::Attach => drop(daemon.attach("held")),
+            Asked::Backup => {
+                let recovery_key = RecoveryKey::new(&place, "recovery");
+                recovery_key.back_up(&daemon, &place.file("keys.backup"));
+            }
+        });
         let mut found = Found::default();
         let mut calls = 0;
         loop {
@@ -112,7 +131,9 @@ fn searched(service: &KeyService, master_key: MasterKey) -> Found {
                     found.between.push(exposure);
                 }
                 1 => {
-                    assert_wrapped_key_found(&report, &patterns);
+                    if asked == Asked::Attach {
+                        assert_wrapped_key_found(&report, &patterns);
+                    }
                     found.at_hand_over = exposure;
                 }
                 _ => {
@@ -121,7 +142,7 @@ fn searched(service: &KeyService, master_key: MasterKey) -> Found {
                 }
             }
         }
-        attach.join().expect("the volume is attached");
+        asking.join().expect("it is done");
         found
     });
     found.print(service);
@@ -214,13 +235,13 @@ fn in_arena(((place, form), _): (&(Place, &'static str), &usize)) -> bool {
 
 #[test]
 fn the_key_child_ends_with_no_key_in_its_memory() {
-    let found = searched(&KeyService::Local, MasterKey::AsItIs);
+    let found = searched(&KeyService::Local, Asked::Attach, MasterKey::AsItIs);
     assert_in_arena_alone(&found);
 }
 
 #[test]
 fn of_shares_and_the_master_key_that_they_give_nothing_is_outside_the_key_childs_locked_memory() {
-    let found = searched(&KeyService::Local, MasterKey::Shares);
+    let found = searched(&KeyService::Local, Asked::Attach, MasterKey::Shares);
     assert_in_arena_alone(&found);
 }
 
@@ -237,15 +258,21 @@ fn assert_in_arena_alone(found: &Found) {
 }
 
 #[test]
+fn the_key_child_has_the_master_key_in_its_arena_only_when_it_writes_a_backup() {
+    let found = searched(&KeyService::Local, Asked::Backup, MasterKey::AsItIs);
+    assert_in_arena_alone(&found);
+}
+
+#[test]
 fn what_a_server_answers_is_out_of_the_key_childs_memory_before_the_key_is_handed_over() {
-    let found = searched(&KeyService::openbao(), MasterKey::AsItIs);
+    let found = searched(&KeyService::openbao(), Asked::Attach, MasterKey::AsItIs);
     assert_text_alone_was_outside(&found);
 }
 
 #[test]
 fn what_aws_kms_answers_is_out_of_the_key_childs_memory_before_the_key_is_handed_over() {
     // By AWS's own SDK, which decodes it in ordinary memory: between two system calls, when it can't be looked at.
-    let found = searched(&KeyService::aws(), MasterKey::AsItIs);
+    let found = searched(&KeyService::aws(), Asked::Attach, MasterKey::AsItIs);
     assert_text_alone_was_outside(&found);
 }
 

@@ -99,6 +99,11 @@ pub(crate) enum Key {
         /// The provider, such as local
         provider: String,
     },
+    /// Write all keys of a provider, with what seals them, to a file that only a recovery key opens
+    ///
+    /// Of the embedded key service. The private half of the recovery key belongs on no host of this kind:
+    /// whoever has it and the file has every key. `sealvol-keys restore` opens it, without a daemon.
+    Backup(Backup),
     /// Get a public key to encrypt the material of a key to, and a token that goes with it
     ///
     /// For keys that were created with --origin external. Both are good for a day, and until they are
@@ -206,6 +211,18 @@ pub(crate) enum Policy {
         #[arg(long)]
         bypass_lockout_check: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Backup {
+    /// The provider, such as local
+    pub(crate) provider: String,
+    /// The public key of an RSA pair of 3072 or 4096 bits, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recovery_key: PathBuf,
+    /// Where to put the backup; a file that is not there yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
 }
 
 #[derive(Debug, Args)]

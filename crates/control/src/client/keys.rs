@@ -1,5 +1,7 @@
 //! Calls about key-encryption keys: the keys, their aliases, import and policies, key sets.
 
+use std::os::fd::BorrowedFd;
+
 use hyper::Method;
 
 use super::{Client, ClientError, NoFields, escaped};
@@ -73,6 +75,17 @@ impl Client {
     pub async fn accept_key_table(&self, provider: &str) -> Result<api::KeyTable, ClientError> {
         let path = format!("{}/{}/accept-table", api::KEYS, escaped(provider));
         self.send(Method::POST, &path, &NoFields {}).await
+    }
+
+    /// Has a provider's keys and master key written to `to`, a regular file, encrypted to a recovery key.
+    pub async fn back_up_keys(
+        &self,
+        provider: &str,
+        request: &api::BackUpKeys,
+        to: BorrowedFd<'_>,
+    ) -> Result<api::KeyBackup, ClientError> {
+        let path = format!("{}/{}/backup", api::KEYS, escaped(provider));
+        self.send_with_descriptor(&path, request, to).await
     }
 
     /// The key sets.

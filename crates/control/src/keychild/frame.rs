@@ -5,11 +5,11 @@
 //! offset 4   u32 big-endian   length of the JSON, at most 1 MiB
 //! offset 8   JSON
 //! ```
-//! One file descriptor may come with the header, as `SCM_RIGHTS` (unix(7)): the passphrase of a
-//! provider, which may stand in no message.
+//! File descriptors may come with the header, as `SCM_RIGHTS` (unix(7)): the passphrase of a provider,
+//! which may stand in no message, and what a backup is written to.
 //!
-//! What always holds: nothing is allocated for a length beyond the limit, and at most one file
-//! descriptor is taken in.
+//! What always holds: nothing is allocated for a length beyond the limit, and at most two file
+//! descriptors are taken in.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -75,15 +75,13 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     Ok(frame)
 }
 
-/// Receives a message and the file descriptor that came with it, blocking: the child's side.
+/// Receives a message and the file descriptors that came with it, blocking: the child's side.
 ///
 /// # Errors
 /// When the message is truncated, too long, of another version or not understood.
-pub fn receive<T: DeserializeOwned>(
-    socket: &UnixStream,
-) -> Result<(T, Option<OwnedFd>), FrameError> {
+pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> Result<(T, Vec<OwnedFd>), FrameError> {
     let mut header = [0; HEADER_LEN];
-    let (mut got, descriptor) = descriptor::receive(socket, &mut header)?;
+    let (mut got, descriptors) = descriptor::receive(socket, &mut header)?;
     let mut socket = socket;
     while got < HEADER_LEN {
         match socket.read(&mut header[got..]) {
@@ -109,7 +107,7 @@ pub fn receive<T: DeserializeOwned>(
     }
     Ok((
         serde_json::from_slice(&json).map_err(FrameError::NotUnderstood)?,
-        descriptor,
+        descriptors,
     ))
 }
 
@@ -121,14 +119,14 @@ pub fn send<T: Serialize>(mut socket: &UnixStream, message: &T) -> Result<(), Fr
     Ok(socket.write_all(&encode(message)?)?)
 }
 
-/// Sends the first bytes of `frame` with `descriptor`; returns how many went. On a fresh socket
+/// Sends the first bytes of `frame` with `descriptors`; returns how many went. On a fresh socket
 /// this does not block.
 pub(super) fn send_with_rights(
     socket: &UnixStream,
     frame: &[u8],
-    descriptor: BorrowedFd<'_>,
+    descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<usize> {
-    descriptor::send(socket, &frame[..HEADER_LEN.min(frame.len())], descriptor)
+    descriptor::send(socket, &frame[..HEADER_LEN.min(frame.len())], descriptors)
 }
 
 /// Receives a message: the daemon's side.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::KeyFailure;
 use super::aws_kms::AwsKmsService;
 use super::azure::AzureService;
+use super::backup::BackupMade;
 use super::import::{ImportParameters, Origin, WrappingAlgorithm, WrappingKeySpec};
 use super::lifecycle::{
     AliasChange, AliasChanged, KeyChange, KeyState, Lifecycle, TableState, Tended,
@@ -62,7 +63,7 @@ pub struct Batch {
 /// | `Generate` | yes | no | no |
 /// | `Check`, `Unwrap` | no | yes | no |
 /// | `Rewrap` | yes | no | yes |
-/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable`, `Tombstone`, `ExtendAudit` | no | no | yes |
+/// | `CreateKey`, `Change`, `ChangeAlias`, `ImportParameters`, `ImportMaterial`, `Policy`, `SetPolicy`, `Tend`, `AcceptTable`, `Backup`, `Tombstone`, `ExtendAudit` | no | no | yes |
 /// | `Describe`, `ListKeys` | yes | yes | yes |
 ///
 /// So whoever creates a volume never sees its key, and whoever attaches one cannot make another. The policy of a key, if it has
@@ -84,6 +85,7 @@ impl Right {
     pub fn permits(self, call: &Call) -> bool {
         match call {
             Call::AcceptTable
+            | Call::Backup { .. }
             | Call::Change { .. }
             | Call::ChangeAlias { .. }
             | Call::CreateKey { .. }
@@ -170,6 +172,12 @@ pub type Context = BTreeMap<String, String>;
 pub enum Call {
     /// Go on from the table of keys as it is, although the daemon has seen a newer one. The first call of its batch.
     AcceptTable,
+    /// Write all keys with the master key, encrypted to a recovery key, to the descriptor that came with the batch.
+    Backup {
+        /// The public key of an RSA pair: SubjectPublicKeyInfo in DER (RFC 5280).
+        #[serde(with = "base64_text")]
+        recovery_key: Vec<u8>,
+    },
     /// Change a key.
     Change {
         /// The key.
@@ -311,6 +319,8 @@ pub type CallResult = Result<Done, KeyFailure>;
 pub enum Done {
     /// The table counts from here on.
     AcceptTable,
+    /// It is written, whole.
+    Backup(BackupMade),
     /// The key as it is now; as it was, if it is destroyed.
     Change(KeyDescription),
     /// The alias as it is now.
@@ -369,6 +379,7 @@ impl Done {
         matches!(
             (self, call),
             (Self::AcceptTable, Call::AcceptTable)
+                | (Self::Backup(_), Call::Backup { .. })
                 | (Self::Change(_), Call::Change { .. })
                 | (Self::ChangeAlias(_), Call::ChangeAlias { .. })
                 | (Self::Check { .. }, Call::Check { .. })

@@ -48,6 +48,9 @@ pub(crate) struct Record {
     /// The policy of a key-encryption key, as it was set; `none`: the rights of the configuration decide alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
+    /// The recovery key that a backup was encrypted to: SHA-256, in hexadecimal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery_key: Option<String>,
     /// Days: of a waiting period or between two rotations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub days: Option<u32>,
@@ -88,6 +91,8 @@ pub(crate) enum Operation {
     AuditAnew,
     /// An attach was refused after its key was unwrapped, or before it was asked for.
     Attach,
+    /// All keys of a provider, and what seals them, were written for whoever has a recovery key.
+    BackUpKeys,
     /// The destruction of a key-encryption key was called off.
     CancelKeyDeletion,
     /// It was tried whether a throw-away key could be unwrapped as a volume's data key would be.
@@ -175,6 +180,7 @@ impl Record {
             alias: None,
             from: None,
             policy: None,
+            recovery_key: None,
             days: None,
             key_version: None,
             context: BTreeMap::new(),

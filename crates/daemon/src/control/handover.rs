@@ -1,8 +1,11 @@
-//! A call that brings a data key, as [`sealvol_control::key_handover`] says: the key is read from the caller's descriptor.
+//! A call that brings a data key, or a file to write to, as [`sealvol_control::key_handover`] says: the key is read from the
+//! caller's descriptor.
 //!
 //! What always holds: the caller's right to the call was checked before the connection is handed over; the key comes in straight
-//! into locked memory, whole and alone, or the call is refused; a descriptor that gives nothing ends after its time.
+//! into locked memory, whole and alone, or the call is refused; a descriptor that gives nothing ends after its time. A file to
+//! write to is a regular one and empty: what a caller opened by mistake loses nothing, and nobody waits for whoever reads a pipe.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
@@ -24,6 +27,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
+use super::routes::{Bringing, Brought};
 use super::{REQUEST_WITHIN, routes, told};
 use crate::daemon::Daemon;
 use crate::error::Error;
@@ -43,10 +47,11 @@ pub(super) fn begin(
     caller: Caller,
     head: Parts,
     body: Bytes,
+    bringing: Bringing,
     upgrade: OnUpgrade,
 ) -> Response<Full<Bytes>> {
     tokio::spawn(async move {
-        if let Err(error) = carry_out(daemon, caller, &head, body, upgrade).await {
+        if let Err(error) = carry_out(daemon, caller, &head, body, bringing, upgrade).await {
             tracing::debug!(uid = caller.uid, %error, "a connection that was to bring a key ended");
         }
     });
@@ -63,6 +68,7 @@ async fn carry_out(
     caller: Caller,
     head: &Parts,
     body: Bytes,
+    bringing: Bringing,
     upgrade: OnUpgrade,
 ) -> io::Result<()> {
     let room = ROOM.acquire().await.map_err(io::Error::other)?;
@@ -76,15 +82,20 @@ async fn carry_out(
     }
     stream.write_all(&key_handover::READY).await?;
     let socket = stream.into_std()?;
-    let given = match daemon.memory.ready() {
+    // A file needs no memory for keys.
+    let memory = match bringing {
+        Bringing::Key => daemon.memory.ready().map(Some),
+        Bringing::File => Ok(None),
+    };
+    let given = match memory {
         Ok(memory) => {
             let taken = tokio::task::spawn_blocking(move || {
-                let key = take_key(&socket, &memory);
-                (socket, key)
+                let brought = take(&socket, memory.as_ref());
+                (socket, brought)
             });
-            let (back, key) = taken.await.map_err(io::Error::other)?;
+            let (back, brought) = taken.await.map_err(io::Error::other)?;
             stream = UnixStream::from_std(back)?;
-            key
+            brought
         }
         Err(error) => {
             stream = UnixStream::from_std(socket)?;
@@ -93,7 +104,7 @@ async fn carry_out(
     };
     drop(room);
     let result = match given {
-        Ok(key) => routes::call(daemon, caller, head, body, Some(key)).await,
+        Ok(brought) => routes::call(daemon, caller, head, body, brought).await,
         Err(error) => Err(error),
     };
     let (status, json) = told(caller, head, result);
@@ -102,19 +113,43 @@ async fn carry_out(
     stream.shutdown().await
 }
 
-fn take_key(socket: &StdUnixStream, memory: &Arc<KeyMemory>) -> Result<VolumeKey, Error> {
+/// A key, if there is memory for one; else a file.
+fn take(socket: &StdUnixStream, memory: Option<&Arc<KeyMemory>>) -> Result<Brought, Error> {
     let until = Instant::now() + REQUEST_WITHIN;
-    let missing = |error: io::Error| Error::BadRequest(format!("its key does not come: {error}"));
+    let what = if memory.is_some() { "key" } else { "file" };
+    let missing =
+        |error: io::Error| Error::BadRequest(format!("its {what} does not come: {error}"));
     wait(socket, until).map_err(missing)?;
-    let (_, descriptor) = descriptor::receive(socket, &mut [0]).map_err(missing)?;
-    let Some(descriptor) = descriptor else {
-        return Err(Error::BadRequest("its key does not come".to_owned()));
+    let (_, descriptors) = descriptor::receive(socket, &mut [0]).map_err(missing)?;
+    let Ok([descriptor]) = <[OwnedFd; 1]>::try_from(descriptors) else {
+        return Err(Error::BadRequest(format!("its {what} does not come")));
+    };
+    let Some(memory) = memory else {
+        return empty_file(descriptor).map(|file| Brought {
+            key: None,
+            file: Some(file),
+        });
     };
     let mut source = Source { descriptor, until };
-    VolumeKey::read_whole(memory, &mut source).map_err(|error| match error {
+    let key = VolumeKey::read_whole(memory, &mut source).map_err(|error| match error {
         KeyError::Locked(limit) => Error::KeyMemory(Arc::new(limit)),
         source => Error::BadGivenKey(source),
+    })?;
+    Ok(Brought {
+        key: Some(key),
+        file: None,
     })
+}
+
+fn empty_file(descriptor: OwnedFd) -> Result<File, Error> {
+    let file = File::from(descriptor);
+    match file.metadata() {
+        Ok(found) if found.is_file() && found.len() == 0 => Ok(file),
+        Ok(_) => Err(Error::BadRequest(
+            "its file is not a regular and empty one".to_owned(),
+        )),
+        Err(source) => Err(Error::BackupFile(source)),
+    }
 }
 
 /// A descriptor that has its time to give what it has. Reads without a buffer of its own.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | which call is meant, and who may make it | `routes.rs` |
 //! | what the caller is told when it fails | `reply.rs` |
-//! | a call that brings a data key | `handover.rs` |
+//! | a call that brings a data key, or a file to write to | `handover.rs` |
 //!
 //! What always holds: the caller is who the kernel says is at the other end of the socket; what is
 //! read of a request is bounded, and so is the time for it; a call that has begun goes on when its
@@ -33,6 +33,7 @@ use tokio::sync::Semaphore;
 use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::rights::Caller;
+use routes::Brought;
 
 /// Answers on the control socket until the task is ended.
 ///
@@ -96,9 +97,11 @@ async fn answer(
     let upgrade = handover::is_asked_for(&request).then(|| hyper::upgrade::on(&mut request));
     let (head, body) = request.into_parts();
     let result = match (read_body(body).await, upgrade) {
-        (Ok(body), None) => routes::call(daemon, caller, &head, body, None).await,
-        (Ok(body), Some(upgrade)) => match routes::may_bring_a_key(&daemon, caller, &head) {
-            Ok(()) => return handover::begin(daemon, caller, head, body, upgrade),
+        (Ok(body), None) => routes::call(daemon, caller, &head, body, Brought::default()).await,
+        (Ok(body), Some(upgrade)) => match routes::may_bring(&daemon, caller, &head) {
+            Ok(bringing) => {
+                return handover::begin(daemon, caller, head, body, bringing, upgrade);
+            }
             Err(error) => Err(error),
         },
         (Err(error), _) => Err(error),

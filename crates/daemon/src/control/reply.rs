@@ -56,6 +56,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::NotAdoptable { .. }
         | Error::NoWrappedKey(_)
         | Error::OtherKey { .. }
+        | Error::RecoveryKeyNotAllowed { .. }
         | Error::SelfTest(_)
         | Error::Stranger(_) => ErrorKind::Refused,
         Error::NoSuchCall { .. }
@@ -90,6 +91,7 @@ fn kind(error: &Error) -> ErrorKind {
         | Error::SnapshotNotAttached(_)
         | Error::TooManyLayers { .. } => ErrorKind::Conflict,
         Error::Audit { .. }
+        | Error::BackupFile(_)
         | Error::Internal(_)
         | Error::Layer { .. }
         | Error::Measurement(_)
@@ -195,6 +197,10 @@ fn next_step(error: &Error) -> Option<&'static str> {
         Error::AuditIndex { .. } => {
             "Find out who put an older state directory back, or extended the index; `sealvol audit verify --tpm-value` says from which \
              record on. The log goes on from here"
+        }
+        Error::BackupFile(_) => "See whether there is space for it, and make the backup again",
+        Error::RecoveryKeyNotAllowed { .. } => {
+            "Have it added to `recovery-keys` in sealvold's configuration, or ask as root"
         }
         Error::Backing { .. } => "Name an existing directory or block device",
         Error::BackingNotAllowed { .. } => {

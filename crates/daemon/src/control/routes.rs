@@ -3,6 +3,7 @@
 //! Each call runs as a task of its own: hyper drops what it awaits when a client goes away, and an
 //! operation on a volume must be carried to its end. A measurement is told, and ends itself.
 
+use std::fs::File;
 use std::sync::{Arc, Weak};
 
 use hyper::Method;
@@ -59,6 +60,7 @@ enum Route {
     ShowKey(String),
     ChangeKey(String),
     AcceptKeyTable(String),
+    BackUpKeys(String),
     ListKeySets,
     CreateKeySet,
     ShowKeySet(KeySetName),
@@ -116,6 +118,7 @@ impl Route {
             | Self::DeleteSnapshot(_)
             | Self::SnapshotChanges(..)
             | Self::AcceptKeyTable(_)
+            | Self::BackUpKeys(_)
             | Self::CreateKeySet
             | Self::UpdateKeySet(_)
             | Self::DeleteKeySet(_)
@@ -143,21 +146,38 @@ fn permitted(daemon: &Daemon, caller: Caller, head: &Parts) -> Result<Route, Err
     Ok(route)
 }
 
-/// Whether the caller may make that call, and bring a data key with it.
-pub(super) fn may_bring_a_key(daemon: &Daemon, caller: Caller, head: &Parts) -> Result<(), Error> {
+/// What a descriptor that comes with a call is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bringing {
+    /// Something that a data key is read from.
+    Key,
+    /// A file that is written to.
+    File,
+}
+
+/// What came with a call.
+#[derive(Default)]
+pub(super) struct Brought {
+    pub(super) key: Option<VolumeKey>,
+    pub(super) file: Option<File>,
+}
+
+/// What the caller may bring with that call, if it may make it.
+pub(super) fn may_bring(daemon: &Daemon, caller: Caller, head: &Parts) -> Result<Bringing, Error> {
     match permitted(daemon, caller, head)? {
-        Route::CreateVolume | Route::Attach(_) | Route::AttachSnapshot(_) => Ok(()),
+        Route::CreateVolume | Route::Attach(_) | Route::AttachSnapshot(_) => Ok(Bringing::Key),
+        Route::BackUpKeys(_) => Ok(Bringing::File),
         _ => Err(Error::BadRequest("no key belongs to this call".to_owned())),
     }
 }
 
-/// Carries out a request, with the data key that came with it, and gives the answer as JSON.
+/// Carries out a request, with what came with it, and gives the answer as JSON.
 pub(super) async fn call(
     daemon: Arc<Daemon>,
     caller: Caller,
     head: &Parts,
     body: Bytes,
-    given: Option<VolumeKey>,
+    given: Brought,
 ) -> Result<Vec<u8>, Error> {
     let route = permitted(&daemon, caller, head)?;
     let leave = daemon.leave().await?;
@@ -178,7 +198,7 @@ async fn carry_out(
     caller: Caller,
     route: Route,
     body: &Bytes,
-    given: Option<VolumeKey>,
+    Brought { key: given, file }: Brought,
     wanted: Weak<()>,
 ) -> Result<Vec<u8>, Error> {
     match route {
@@ -255,6 +275,15 @@ async fn carry_out(
         Route::ShowKey(key) => json(&daemon.show_key(&key).await?),
         Route::ChangeKey(key) => json(&daemon.change_key(caller, &key, message(body)?).await?),
         Route::AcceptKeyTable(provider) => json(&daemon.accept_key_table(caller, &provider).await?),
+        Route::BackUpKeys(provider) => {
+            let missing = || Error::BadRequest("its file does not come".to_owned());
+            let (request, file) = (message(body)?, file.ok_or_else(missing)?);
+            json(
+                &daemon
+                    .back_up_keys(caller, &provider, request, file)
+                    .await?,
+            )
+        }
         Route::ListKeySets => json(&daemon.list_key_sets().await?),
         Route::CreateKeySet => json(&daemon.create_key_set(caller, message(body)?).await?),
         Route::ShowKeySet(name) => json(&daemon.show_key_set(name).await?),
@@ -357,6 +386,7 @@ fn route(method: &Method, path: &str, query: Option<&str>) -> Result<Route, Erro
         ["aliases", alias] if post => Route::UpdateAlias(alias.to_owned()),
         ["aliases", alias] if delete => Route::DeleteAlias(alias.to_owned()),
         ["keys", provider, "accept-table"] if post => Route::AcceptKeyTable(provider.to_owned()),
+        ["keys", provider, "backup"] if post => Route::BackUpKeys(provider.to_owned()),
         _ => return Err(no_such_call()),
     })
 }

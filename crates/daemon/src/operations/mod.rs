@@ -7,6 +7,7 @@ mod adopt;
 mod aliases;
 mod attach;
 mod attach_again;
+mod backup;
 mod bench;
 mod clone;
 mod copy;

@@ -1,8 +1,9 @@
-//! The key child of sealvold ([`sealvol_kms::child`]), and what is done with master keys by hand ([`sealvol_kms::offline`]).
+//! The key child of sealvold, and what is done with its keys by hand. See [`sealvol_kms::child`] and [`sealvol_kms::offline`].
 
 use std::alloc::System;
 use std::process::ExitCode;
 
+use sealvol_kms::{child, offline};
 use zeroizing_alloc::ZeroAlloc;
 
 /// A key service's answer passes through buffers of TLS and HTTP: what they free is wiped.
@@ -10,9 +11,9 @@ use zeroizing_alloc::ZeroAlloc;
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 fn main() -> ExitCode {
-    if sealvol_kms::offline::is_asked_for() {
-        sealvol_kms::offline::main()
+    if offline::is_asked_for() {
+        offline::main()
     } else {
-        sealvol_kms::child::main()
+        child::main()
     }
 }

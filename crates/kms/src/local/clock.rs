@@ -68,7 +68,7 @@ pub trait Clock {
 pub struct SystemClock;
 
 /// Where Linux tells the number of the boot.
-pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+pub(crate) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Clock for SystemClock {
     fn read(&self) -> io::Result<Reading> {

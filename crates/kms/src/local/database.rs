@@ -5,6 +5,7 @@
 //!   (rollback journal, `synchronous = EXTRA`);
 //! - writers exclude each other from the start of their transaction (`BEGIN IMMEDIATE`), so two
 //!   children that make the same key cannot both succeed;
+//! - a copy is of one moment, whatever others write meanwhile;
 //! - whoever finds the tables finds the whole of them and the row of `meta`: one transaction makes all;
 //! - the file holds key material in sealed form only. This module sees no other form.
 //!
@@ -14,9 +15,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{
-    Connection, ErrorCode, OpenFlags, OptionalExtension, Row, Transaction, TransactionBehavior,
-    params,
+    Connection, ErrorCode, MAIN_DB, OpenFlags, OptionalExtension, Row, Transaction,
+    TransactionBehavior, params,
 };
 use sealvol_crypto::{Argon2Params, MIN_SALT_BYTES};
 
@@ -97,6 +99,51 @@ impl Database {
             connection,
             path: path.to_owned(),
         })
+    }
+
+    /// Everything in it at one moment, in memory.
+    pub(super) fn copy(&self) -> Result<Self, Refusal> {
+        let fault = |error| self.fault(error);
+        let mut connection = Connection::open_in_memory().map_err(fault)?;
+        let copied = Backup::new(&self.connection, &mut connection)
+            .and_then(|all| all.step(-1))
+            .map_err(fault)?;
+        if copied != StepResult::Done {
+            return Err(Refusal::DatabaseBusy {
+                path: self.path.clone(),
+            });
+        }
+        Ok(Self {
+            connection,
+            path: self.path.clone(),
+        })
+    }
+
+    /// The database that [`Self::image`] gave, in memory. `path` is what messages call it.
+    pub(super) fn of_image(image: &[u8], path: &Path) -> Result<Self, Refusal> {
+        let fault = |error| fault(path, error);
+        let mut connection = Connection::open_in_memory().map_err(fault)?;
+        connection
+            .deserialize_read_exact(MAIN_DB, image, image.len(), false)
+            .map_err(fault)?;
+        connection
+            .execute_batch(
+                "PRAGMA cell_size_check = ON; PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON; \
+                 PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;",
+            )
+            .map_err(fault)?;
+        Ok(Self {
+            connection,
+            path: path.to_owned(),
+        })
+    }
+
+    /// Of one in memory, the bytes that its file would have.
+    pub(super) fn image(&mut self) -> Result<Vec<u8>, Refusal> {
+        match self.connection.serialize(MAIN_DB) {
+            Ok(image) => Ok(image.to_vec()),
+            Err(error) => Err(fault(&self.path, error)),
+        }
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -394,6 +394,7 @@ mod tests {
             create: true,
             passphrase: None,
             data_keys: None,
+            sink: None,
             relied_on: None,
             accept_table: false,
             principal: Principal::Daemon,

@@ -4,10 +4,11 @@
 //! What always holds: nothing is written into a database that fails one of these; a table of an earlier format is proved by that
 //! format's MAC before it is brought to the present one.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Transaction, params};
-use sealvol_control::keychild::{LocalService, TableState};
+use sealvol_control::keychild::TableState;
 use sealvol_crypto::locked::KeyMemory;
 use sealvol_crypto::wrap::WrapError;
 use sealvol_crypto::{KeyEncryptionKey, constant_time_eq};
@@ -40,10 +41,10 @@ pub(super) fn new_meta(
 pub(super) fn check_master(
     master: &KeyEncryptionKey,
     meta: &Meta,
-    service: &LocalService,
+    database: &Path,
     memory: &Arc<KeyMemory>,
 ) -> Result<(), Refusal> {
-    let path = || service.database.clone();
+    let path = || database.to_owned();
     match master.open(
         memory,
         &meta.master_check,

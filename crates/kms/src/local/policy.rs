@@ -6,7 +6,7 @@
 //! | `Unwrap`, `Check` | `attach`, in that context |
 //! | `Rewrap` | the right of the batch (`create` or `administer`), of both keys, each in its context |
 //! | every change of a key, its aliases, its material and its policy; what its policy is | `administer`, without a context |
-//! | `Describe`, `ListKeys`, `CreateKey`, `Tend`, `AcceptTable`, `Tombstone` | nothing: they use no key |
+//! | `Describe`, `ListKeys`, `CreateKey`, `Tend`, `AcceptTable`, `Backup`, `Tombstone` | nothing: they use no key; of a backup see `backup.rs` |
 //!
 //! What always holds:
 //! - a key without a policy is used by whoever holds the right: so it was before there were policies, and so are keys that nobody

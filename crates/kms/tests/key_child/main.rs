@@ -5,6 +5,7 @@ mod aws;
 mod aws_kms;
 mod aws_kms_outages;
 mod azure;
+mod backup;
 mod bao;
 mod calls;
 #[path = "../../../../tests/src/certificates.rs"]
@@ -36,6 +37,7 @@ mod place;
 mod plain_http;
 mod policy;
 mod proxy;
+mod recovery;
 mod secrecy;
 #[path = "../../../../tests/src/softhsm.rs"]
 #[allow(unreachable_pub, reason = "it is public where it comes from")]

@@ -13,6 +13,7 @@ use crate::aws::Aws;
 use crate::bao::{self, Bao};
 use crate::hsm::Hsm;
 use crate::place::{Place, context, generate, program, set_mode, unwrap};
+use crate::recovery::Case;
 use crate::subject::{Subject, call, class};
 use crate::tpm::Tpm;
 use crate::vault::Vault;
@@ -472,4 +473,17 @@ async fn a_new_database_is_made_with_a_key_that_only_its_shares_have() {
         panic!("another kind")
     };
     assert_eq!(service.master_key, MasterKey::Passphrase);
+}
+
+#[tokio::test]
+async fn a_backup_has_the_master_key_wherever_it_came_from() {
+    let tpm = Tpm::start().await;
+    for place in [shared().await, guarded(&tpm).await] {
+        let blob = place.generate("default", &context("1")).await.blob;
+        let case = Case::of(place, None).await;
+        case.restored();
+        let path = case.master_key();
+        let after = case.afterwards(MasterKey::File { path });
+        opens(&after, &blob).await.expect("by the file alone");
+    }
 }

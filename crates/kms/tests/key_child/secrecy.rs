@@ -11,7 +11,7 @@ use sealvol_crypto::VolumeKey;
 use crate::place::{Place, child, context, memory, unwrap};
 
 /// `secret` as it is, and as hexadecimal and Base64 text.
-fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
+pub(crate) fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
     let base64 = python(&[
         "-c",
@@ -30,7 +30,7 @@ fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     ]
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack
         .windows(needle.len())
         .any(|window| window == needle)

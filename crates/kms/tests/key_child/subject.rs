@@ -82,6 +82,7 @@ fn lead(place: &Place, key: &str, change: KeyChange, days: u64) {
             create: false,
             passphrase: None,
             data_keys: None,
+            sink: None,
             relied_on: None,
             accept_table: false,
             principal: Principal::Daemon,

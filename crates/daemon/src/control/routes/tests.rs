@@ -236,6 +236,12 @@ fn every_documented_call_is_routed_with_its_right() {
         ),
         (
             Method::POST,
+            "/v1/keys/local/backup".into(),
+            Route::BackUpKeys("local".into()),
+            Some(Right::Administer),
+        ),
+        (
+            Method::POST,
             "/v1/keys/local:k/import-parameters".into(),
             Route::ImportParameters("local:k".into()),
             Some(Right::Administer),
