@@ -41,6 +41,7 @@ mod buf;
 mod error;
 pub mod fault;
 mod file;
+mod mapped;
 mod memory;
 mod name;
 mod pool;
@@ -112,6 +113,26 @@ pub trait Store: Send + Sync + 'static {
         offset: u64,
         durability: Durability,
     ) -> impl Future<Output = (IoBuf, Result<(), StoreError>)> + Send;
+
+    /// As [`read_at`](Self::read_at), of a range that was written, and nothing of it punched since. A store may then go a way
+    /// that would take up space for what was not.
+    fn read_written(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+    ) -> impl Future<Output = (IoBuf, Result<(), StoreError>)> + Send {
+        self.read_at(buf, offset)
+    }
+
+    /// As [`write_at`](Self::write_at), of such a range.
+    fn overwrite_at(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+        durability: Durability,
+    ) -> impl Future<Output = (IoBuf, Result<(), StoreError>)> + Send {
+        self.write_at(buf, offset, durability)
+    }
 
     /// Makes durable everything that completed before this call (`fdatasync(2)`).
     fn sync(&self) -> impl Future<Output = Result<(), StoreError>> + Send;

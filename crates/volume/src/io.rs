@@ -205,7 +205,11 @@ async fn read_one<S: Store>(
 ) -> Result<IoBuf, VolumeError> {
     let buf = IoBuf::for_overwrite(index(bytes.end - bytes.start));
     // Holes between data are read too and then overwritten: one call is cheaper than several.
-    let (mut buf, result) = layer.data.read_at(buf, bytes.start).await;
+    let (mut buf, result) = if runs.all(BlockState::Data) {
+        layer.data.read_written(buf, bytes.start).await
+    } else {
+        layer.data.read_at(buf, bytes.start).await
+    };
     result?;
     for run in runs.iter() {
         let from = (run.first * BLOCK).max(bytes.start);

@@ -138,7 +138,8 @@ impl<S: Store> PreparedWrite<S> {
             Durability::Volatile
         };
         let top = &self.stack.top;
-        let (_, result) = top.data.write_at(self.bytes, self.offset, durability).await;
+        let written = top.data.overwrite_at(self.bytes, self.offset, durability);
+        let (_, result) = written.await;
         match result {
             Ok(()) => Ok(Ok(durable)),
             // The kernel may have reported with it that an earlier write is lost.

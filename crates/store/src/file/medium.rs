@@ -56,6 +56,8 @@ pub(super) struct Medium {
     pub(super) direct: Option<NonZeroU64>,
     /// Memory: nothing is ever more durable than it is now.
     pub(super) sync_does_nothing: bool,
+    /// Memory: what it holds can be reached through a mapping of it, without a call.
+    pub(super) mapped: bool,
 }
 
 /// A type of file system, as far as it matters here.
@@ -162,6 +164,7 @@ impl Medium {
                 ring: false,
                 direct: None,
                 sync_does_nothing: true,
+                mapped: true,
             });
         }
         let cached = Self {
@@ -176,6 +179,7 @@ impl Medium {
             ring: matches!(kind, Kind::Disk) && ring::is_available(),
             direct: None,
             sync_does_nothing: false,
+            mapped: false,
         };
         cached.reached(fd, caching)
     }
@@ -190,6 +194,7 @@ impl Medium {
             ring: ring::is_available(),
             direct: None,
             sync_does_nothing: false,
+            mapped: false,
         };
         cached.reached(fd, caching)
     }

@@ -24,7 +24,7 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fdatasync, ftruncate};
@@ -32,6 +32,7 @@ use rustix::io::{Errno, retry_on_intr};
 
 pub use directory::FileDirectory;
 
+use crate::mapped::Mapping;
 use crate::pool::Lane;
 use crate::sys::{self, Transfer};
 use crate::{Access, Durability, IoBuf, Operation, Place, Store, StoreError, ring};
@@ -66,6 +67,8 @@ struct OpenFile {
     unsynced: AtomicU64,
     /// Since when a sync has been under way; nothing while there is none.
     syncing: Mutex<Option<Instant>>,
+    /// Of a file on a memory file system, made when it is first wanted; nothing inside if there can be none.
+    mapping: OnceLock<Option<Mapping>>,
 }
 
 impl FileStore {
@@ -251,6 +254,46 @@ impl Store for FileStore {
         }
     }
 
+    async fn read_written(&self, mut buf: IoBuf, offset: u64) -> (IoBuf, Result<(), StoreError>) {
+        let file = &*self.file;
+        let Some(mapping) = file.mapping() else {
+            return self.read_at(buf, offset).await;
+        };
+        let len = buf.len();
+        if let Err(error) = file.check(Operation::Read, offset, len as u64) {
+            return (buf, Err(error));
+        }
+        let done = mapping.read(offset, &mut buf);
+        let result = if done == len {
+            Ok(())
+        } else {
+            file.read(&mut buf, offset, done, len)
+        };
+        (buf, result)
+    }
+
+    async fn overwrite_at(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+        durability: Durability,
+    ) -> (IoBuf, Result<(), StoreError>) {
+        let file = &*self.file;
+        let Some(mapping) = file.mapping() else {
+            return self.write_at(buf, offset, durability).await;
+        };
+        if let Err(error) = file.check(Operation::Write, offset, buf.len() as u64) {
+            return (buf, Err(error));
+        }
+        let done = mapping.write(offset, &buf);
+        let result = if done == buf.len() {
+            Ok(())
+        } else {
+            file.write(&buf, offset, done, durability)
+        };
+        (buf, result)
+    }
+
     async fn sync(&self) -> Result<(), StoreError> {
         if self.file.medium.sync_does_nothing {
             return Ok(());
@@ -329,6 +372,18 @@ impl OpenFile {
             });
         }
         Ok(())
+    }
+
+    /// The mapping by which it is reached where it holds data, if it is pages in memory anyway.
+    fn mapping(&self) -> Option<&Mapping> {
+        if !self.medium.mapped {
+            return None;
+        }
+        let map = || {
+            let len = self.len.load(Ordering::Acquire);
+            Mapping::of(&self.fd, len, self.access == Access::Writable)
+        };
+        self.mapping.get_or_init(map).as_ref()
     }
 
     /// Whether the caller can make this write itself without being held up.

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, SeekFrom, fstat, ftruncate, open, openat, seek};
 use rustix::io::{Errno, retry_on_intr};
@@ -110,6 +110,7 @@ impl FileStore {
             len,
             unsynced,
             syncing: Mutex::default(),
+            mapping: OnceLock::new(),
         });
         Self {
             file,

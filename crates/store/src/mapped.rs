@@ -1,0 +1,191 @@
+//! A file that is pages in memory anyway, reached without a system call: copies to and from a mapping of it.
+//!
+//! Whoever else may write the file can shorten it, and its file system can be full: the kernel then has no page to give, and
+//! sends SIGBUS. Here that is an answer and not the end of the process. A copy is one instruction whose address is known; the
+//! handler goes on behind it, and what is left is in a register, as it is when the kernel itself copies from or to a process.
+//!
+//! ```text
+//!   copy: rep movsb   ──▶ a page is missing ──▶ SIGBUS ──▶ handler: is it this instruction?
+//!         mov rax, rcx ◀──────────────────────────────────────┘ yes     └─▶ no: the handler that was there before
+//! ```
+//!
+//! What always holds: a copy says how many bytes it has made; the rest is for the plain calls of `file/transfer.rs`, which have
+//! the error for it. A SIGBUS of any other instruction reaches whoever would have got it without this file.
+//! Never: a reference to mapped memory, whose bytes others may change at any time; it is touched by that instruction alone.
+//! More address space than [`MAPPED_MAX`], all mappings together: a file beyond it goes without.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+/// Address space for all mappings together, in bytes: an eighth of what a process has on x86-64, so that the rest of it never
+/// runs short.
+const MAPPED_MAX: u64 = 16 << 40;
+
+static MAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// A whole file as it was long when it was mapped.
+pub(crate) struct Mapping {
+    memory: MmapRaw,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of a file, for reading, and for writing if `writable`. Nothing if that can't be had: a
+    /// processor for which there is no copy here, an empty file, no address space.
+    pub(crate) fn of(file: &OwnedFd, len: u64, writable: bool) -> Option<Self> {
+        if len == 0 || !copy::handle_missing_pages() {
+            return None;
+        }
+        let taken = MAPPED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |mapped| {
+            mapped
+                .checked_add(len)
+                .filter(|mapped| *mapped <= MAPPED_MAX)
+        });
+        taken.ok()?;
+        let mut options = MmapOptions::new();
+        options.len(usize::try_from(len).unwrap_or(usize::MAX));
+        let mapped = if writable {
+            options.map_raw(file.as_raw_fd())
+        } else {
+            options.map_raw_read_only(file.as_raw_fd())
+        };
+        let Ok(memory) = mapped else {
+            MAPPED.fetch_sub(len, Ordering::Relaxed);
+            return None;
+        };
+        // A core dump would write the volume out again; and it is only ciphertext, so a refusal does no harm.
+        let _ = memory.advise(Advice::DontDump);
+        Some(Self { memory })
+    }
+
+    /// Copies from `offset` into the front of `buf`; how many bytes.
+    pub(crate) fn read(&self, offset: u64, buf: &mut [u8]) -> usize {
+        let Some((at, len)) = self.part(offset, buf.len()) else {
+            return 0;
+        };
+        // SAFETY: `part` has checked that `len` bytes from `at` on lie in the mapping, which lives as long as `self`, and `buf` has
+        // as many. They don't overlap: nobody has a reference into the mapping.
+        len - unsafe { copy::copy(buf.as_mut_ptr(), at, 0, len) }
+    }
+
+    /// Copies the front of `buf` to `offset`; how many bytes. The file is mapped for writing.
+    pub(crate) fn write(&self, offset: u64, buf: &[u8]) -> usize {
+        let Some((at, len)) = self.part(offset, buf.len()) else {
+            return 0;
+        };
+        // SAFETY: as in `read`, the other way round; a mapping for reading alone would be a SIGSEGV.
+        len - unsafe { copy::copy(at, buf.as_ptr(), 0, len) }
+    }
+
+    /// The address of `offset`, and how many of `len` bytes from there on are mapped.
+    fn part(&self, offset: u64, len: usize) -> Option<(*mut u8, usize)> {
+        let offset = usize::try_from(offset).ok()?;
+        let len = self.memory.len().checked_sub(offset)?.min(len);
+        Some((self.memory.as_mut_ptr().wrapping_add(offset), len))
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // Counted free a moment before it is: the bound is no exact one.
+        MAPPED.fetch_sub(self.memory.len() as u64, Ordering::Relaxed);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod copy {
+    //! The one instruction, and what becomes of a SIGBUS.
+
+    use std::arch::naked_asm;
+    use std::mem::MaybeUninit;
+    use std::ptr;
+    use std::sync::OnceLock;
+
+    use libc::{SA_ONSTACK, SA_SIGINFO, SIGBUS, c_int, c_void, siginfo_t, ucontext_t};
+
+    /// Length of `rep movsb`, in bytes.
+    const INSTRUCTION_LEN: i64 = 2;
+
+    /// Copies `len` bytes upwards; how many it has not copied, because a page was missing.
+    ///
+    /// # Safety
+    /// Both ranges are mapped, for reading and for writing, though their pages may be missing; they don't overlap.
+    #[unsafe(naked)]
+    pub(super) unsafe extern "sysv64" fn copy(
+        to: *mut u8,
+        from: *const u8,
+        _unused: usize,
+        len: usize,
+    ) -> usize {
+        // The instruction comes first, so that its address is the function's: the calling convention has put `to`, `from` and
+        // `len` where it looks for them (rdi, rsi, rcx), with the direction flag clear.
+        naked_asm!("rep movsb", "mov rax, rcx", "ret")
+    }
+
+    static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
+    /// From the first call on a missing page ends a copy early. Whether that could be arranged.
+    pub(super) fn handle_missing_pages() -> bool {
+        static ARRANGED: OnceLock<bool> = OnceLock::new();
+        *ARRANGED.get_or_init(|| {
+            let mut before = MaybeUninit::<libc::sigaction>::zeroed();
+            // SAFETY: asks for the handler of today and changes nothing; `sigaction` is plain data, for which zeros are a value.
+            let before = unsafe {
+                if libc::sigaction(SIGBUS, ptr::null(), before.as_mut_ptr()) != 0 {
+                    return false;
+                }
+                before.assume_init()
+            };
+            // Before our handler is there, which reads it.
+            let _ = BEFORE.set(before);
+            // SAFETY: `sigaction` is plain data, for which zeros are a value: no signal blocked.
+            let mut ours: libc::sigaction = unsafe { std::mem::zeroed() };
+            ours.sa_sigaction = on_bus_error as *const () as usize;
+            // On the stack for signals, which the standard library gives to threads: it has little room itself.
+            ours.sa_flags = SA_SIGINFO | SA_ONSTACK;
+            // SAFETY: the handler has the type that SA_SIGINFO asks for, and calls only what a signal handler may.
+            unsafe { libc::sigaction(SIGBUS, &raw const ours, ptr::null_mut()) == 0 }
+        })
+    }
+
+    extern "C" fn on_bus_error(_signal: c_int, about: *mut siginfo_t, context: *mut c_void) {
+        // SAFETY: the kernel passes a context to a handler with SA_SIGINFO, and nobody else has it meanwhile.
+        let context = unsafe { &mut *context.cast::<ucontext_t>() };
+        let next = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+        if *next == copy as *const () as i64 {
+            *next += INSTRUCTION_LEN;
+            return;
+        }
+        // Not ours: who was here before gets it, the fault by the same instruction, which runs again.
+        if let Some(before) = BEFORE.get() {
+            // SAFETY: may be called by a signal handler; `before` is what this call once gave.
+            unsafe { libc::sigaction(SIGBUS, before, ptr::null_mut()) };
+        }
+        // SAFETY: the kernel passes it to a handler with SA_SIGINFO.
+        if unsafe { (*about).si_code } <= 0 {
+            // Sent by a process: it does not come again by itself.
+            // SAFETY: may be called by a signal handler.
+            unsafe { libc::raise(SIGBUS) };
+        }
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+mod copy {
+    //! No copy: nothing is mapped here.
+
+    pub(super) fn handle_missing_pages() -> bool {
+        false
+    }
+
+    /// Copies nothing.
+    ///
+    /// # Safety
+    /// None is asked for.
+    pub(super) unsafe fn copy(_to: *mut u8, _from: *const u8, _unused: usize, len: usize) -> usize {
+        len
+    }
+}
