@@ -10,6 +10,8 @@
 //! Always:
 //! - a page on disk never carries an entry newer than the last data sync: the copies are made before it;
 //! - a flush never joins a commit that has begun (`commit/joins.rs`);
+//! - a commit that has nothing to bring to disk touches no disk: nothing was written since the last one began, and that one ended
+//!   well, or this one would not have begun (clients send a FLUSH after each fsync, whether or not there was anything);
 //! - one commit at a time, run as a task of its own, so that no client that goes away or stalls holds up the others;
 //! - a failed sync, durable write or map write is for ever: no commit ends well after it, it is recorded outside the
 //!   layer, then every waiting and every later flush and write is refused; nothing is tried again;
@@ -58,10 +60,15 @@ impl<S: Store> Volume<S> {
 
     /// Lower layers first: until a switch is finished, the new top has nothing that may be called durable.
     async fn commit_once(self: &Arc<Self>) -> Result<(), CommitFailed> {
+        // The top before the switch: a new top is in place only after its switch is there to be finished.
+        let mut top = self.top();
         if let Some(switch) = self.switch_to_finish() {
             self.finish_switch(switch).await?;
+            top = self.top();
         }
-        self.commit_layer(&self.top()).await?;
+        if top.wants_commit() {
+            self.commit_layer(&top).await?;
+        }
         Ok(())
     }
 
@@ -90,6 +97,7 @@ impl<S: Store> Volume<S> {
         let mut head = layer.head.lock().await;
         let lost = |step| move |cause: VolumeError| layer.loss(step, &cause);
         self.commits.lost().map_or(Ok(()), Err)?;
+        layer.sync_begins();
         layer.punches.commit_begins();
         layer.host.commit_begins();
         let mut batch = layer.map.copy_dirty();

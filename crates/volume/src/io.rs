@@ -154,7 +154,8 @@ impl<S: Store> Volume<S> {
     ///
     /// As [`Self::flush`].
     pub async fn write_back(self: &Arc<Self>) -> Result<(), VolumeError> {
-        let changed = self.stack.load().top.map.has_changes();
+        let top = self.top();
+        let changed = top.map.has_changes() || top.punches.has_marked();
         if changed || self.switch_to_finish().is_some() {
             self.flush().await
         } else {

@@ -34,6 +34,8 @@ pub struct Layer<S> {
     pub(crate) cipher: Arc<SectorCipher>,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) punches: Punches,
+    /// Data was written that no commit has begun to sync.
+    unsynced: AtomicBool,
     /// The superblock on disk, and the right to change it or the map's pages on disk.
     pub(crate) head: async_lock::Mutex<Superblock>,
     generation: AtomicU64,
@@ -88,6 +90,8 @@ impl<S: Store> Layer<S> {
             cipher,
             host,
             punches: Punches::default(),
+            // Whoever had it open before may have died and left writes in the page cache.
+            unsynced: AtomicBool::new(true),
             generation: AtomicU64::new(head.generation),
             size: AtomicU64::new(head.params.size),
             parent: Mutex::new(parent),
@@ -165,6 +169,21 @@ impl<S: Store> Layer<S> {
         let unit = self.params.sector_size;
         self.cipher
             .encrypt_in_place(unit, first / unit.bytes() as u64, bytes);
+    }
+
+    /// Data was written: the next commit syncs it. Call it before the write is answered.
+    pub(crate) fn wrote(&self) {
+        self.unsynced.store(true, Ordering::Release);
+    }
+
+    /// A commit begins: what was written by now is for its sync.
+    pub(crate) fn sync_begins(&self) {
+        self.unsynced.swap(false, Ordering::AcqRel);
+    }
+
+    /// Whether a commit would bring anything to disk, or free space. While one is under way it says what the next one would.
+    pub(crate) fn wants_commit(&self) -> bool {
+        self.unsynced.load(Ordering::Acquire) || self.map.has_changes() || self.punches.has_marked()
     }
 
     fn stands_on(&self, parent: Option<LayerId>) {

@@ -49,6 +49,11 @@ impl Punches {
         stages.marked.insert(blocks);
     }
 
+    /// Whether something waits for the next commit.
+    pub(crate) fn has_marked(&self) -> bool {
+        self.any.load(Ordering::SeqCst) && !self.stages().marked.is_empty()
+    }
+
     /// Whether so many runs wait that whoever wants to add one should wait too.
     pub(crate) fn is_crowded(&self) -> bool {
         let mut stages = self.stages();

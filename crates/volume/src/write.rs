@@ -140,6 +140,9 @@ impl<S: Store> PreparedWrite<S> {
         let top = &self.stack.top;
         let written = top.data.overwrite_at(self.bytes, self.offset, durability);
         let (_, result) = written.await;
+        if !durable {
+            top.wrote();
+        }
         match result {
             Ok(()) => Ok(Ok(durable)),
             // The kernel may have reported with it that an earlier write is lost.
@@ -165,6 +168,7 @@ impl<S: Store> PreparedWrite<S> {
         let (offset, bytes) = self.complete(&runs).await?;
         let (_, result) = top.data.write_at(bytes, offset, Durability::Volatile).await;
         result?;
+        top.wrote();
         if !runs.all(BlockState::Data) {
             top.punches.cancel(&blocks);
             top.map.set(prepared, BlockState::Data);

@@ -166,6 +166,7 @@ fn a_write_that_comes_as_a_commit_begins_is_in_its_copies_or_stays_remembered() 
             at_once(write.run(false)).unwrap();
         }
     });
+    machine.write(&volume, 0, &block(2)).unwrap();
     machine.flush(&volume).unwrap();
     drop(volume);
     let volume = after_a_kill(&mut machine);

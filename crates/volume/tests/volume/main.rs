@@ -9,6 +9,7 @@ mod crash_edges;
 mod cuts;
 mod deep_stacks;
 mod failed_sync;
+mod flushes;
 mod interleavings;
 mod kills;
 mod large;
