@@ -1,5 +1,6 @@
 """Rows, and one measurement: a job file of bench/jobs against one server, once."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -65,22 +66,31 @@ def run(server, row, seconds, raw):
     return json.loads(text)
 
 
-def measure(server, row, seconds, raw):
-    """The figures of one round. A row of an empty volume gets one of its own each time."""
-    at = server.fresh() if is_empty(row) else server
+@contextlib.contextmanager
+def at(server, row):
+    """Where a row is measured: one of an empty volume gets its own each time."""
+    if not is_empty(row):
+        yield server
+        return
+    fresh = server.fresh()
     try:
-        at.forget_peak()
-        before = at.cpu_seconds()
-        report = run(at, row, seconds, raw)
+        yield fresh
+    finally:
+        fresh.remove()
+
+
+def measure(server, row, seconds, raw):
+    """The figures of one round."""
+    with at(server, row) as measured:
+        measured.forget_peak()
+        before = measured.cpu_seconds()
+        report = run(measured, row, seconds, raw)
         if figures.was_paused(report, seconds):
             print(f"{row}, {server.name}: the machine stood still, once more", file=sys.stderr)
-            at.forget_peak()
-            before = at.cpu_seconds()
-            report = run(at, row, seconds, raw)
-        return figures.of_fio(report, at.cpu_seconds() - before, at.peak_kib())
-    finally:
-        if at is not server:
-            at.remove()
+            measured.forget_peak()
+            before = measured.cpu_seconds()
+            report = run(measured, row, seconds, raw)
+        return figures.of_fio(report, measured.cpu_seconds() - before, measured.peak_kib())
 
 
 def warm_up(server, row, raw):
