@@ -7,7 +7,7 @@
 //! Always: "drain" waits until no request is in flight and every reply is sent or can't be.
 
 use std::cell::Cell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Waker};
@@ -162,13 +162,7 @@ impl Client {
         self.held.add(bytes);
         let client = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            poll_fn(|context| {
-                let polled = work.as_mut().poll(context);
-                // The worker may sleep next.
-                sealvol_crypto::clear_residue();
-                polled
-            })
-            .await;
+            work.await;
             client.requests.set(client.requests.get() - 1);
             client.held.sub(bytes);
             client.ended.notify_waiters();

@@ -114,7 +114,7 @@ fn start_worker(number: usize, share: Share) -> io::Result<Worker> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .on_thread_park(ring::submit_before_sleep)
+        .on_thread_park(before_sleep)
         .build()?;
     let thread = std::thread::Builder::new()
         .name(format!("worker-{number}"))
@@ -129,6 +129,13 @@ fn start_worker(number: usize, share: Share) -> io::Result<Worker> {
         connections,
         thread: Some(thread),
     })
+}
+
+/// The last thing that a worker does before it waits: what was begun goes to the disks, what its requests have left of keys in registers
+/// goes away. Once for all that it did since it last waited.
+fn before_sleep() {
+    ring::submit_before_sleep();
+    sealvol_crypto::clear_residue();
 }
 
 async fn work(mut incoming: mpsc::UnboundedReceiver<(Socket, Peer)>, share: Share) {

@@ -38,7 +38,6 @@ pub(super) async fn serve(client: &Rc<Client>, leftover: Vec<u8>, mut stop: watc
         client.export().count_receive();
         let flow = intake.begin_requests(client);
         let sent = client.outbox.send();
-        sealvol_crypto::clear_residue();
         match sent {
             Ok(true) => {}
             Ok(false) => client.outbox.wake(),
