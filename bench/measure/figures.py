@@ -12,10 +12,13 @@ CEILING, OURS, PLAIN = "ceiling", "sealvol", "nbdkit-file"
 OF_CEILING = 0.9
 GOALS = (  # rows, memory file system or disk, rival, least ratio of IOPS
     (r"^(randread|randwrite)-4k\.d32\.", "memory", "nbdkit-file", 1.5),
+    (r"^randrw-4k\.d32\.", "memory", "nbdkit-file", 1.3),
     (r"^(read|write)-1m\.d8\.", "memory", "nbdkit-file", 1.0),
     (r"^(?!empty)(.*\.d32\.|.*-1m\.)", "memory", "nbdkit-luks", 2.5),
     (r"^(?!empty)(.*\.d32\.|.*-1m\.)", "memory", "qemu-nbd-luks", 5.0),
     (r"^empty-", "memory", "nbdkit-file", 1.0),
+    (r"^empty-|\.d1\.", "memory", "nbdkit-luks", 1.0),
+    (r"^empty-|\.d1\.", "memory", "qemu-nbd-luks", 1.0),
     (r"^(randread|randwrite)-4k\.|^(read|write)-1m\.", "disk", "fio-io_uring", 0.9),
 )
 # At depth 1 the goal is the 99th percentile of the latency, against nbdkit, or within the run's spread.

@@ -27,9 +27,11 @@ def all_rows():
 
 
 def goal_rows():
-    """Those that a goal speaks of: without mixes and without 1 MiB at depth 1."""
-    rows = [row for row in all_rows() if "rw-" not in row and not row.startswith(("read-4k", "write-4k", "randread-1m", "randwrite-1m"))]
-    return [row for row in rows if "-1m.d1." not in row and not row.endswith(".d1.c4")]
+    """Those that a goal speaks of: 4 KiB at random, at depth 1 on one connection and without a mix; 1 MiB in order, never at depth 1."""
+    small = [row for row in all_rows() if row.startswith(("randread-4k", "randwrite-4k", "randrw-4k"))]
+    large = [row for row in all_rows() if row.startswith(("read-1m", "write-1m"))]
+    small = [row for row in small if ".d1." not in row or row.endswith(".c1") and not row.startswith("randrw")]
+    return [*small, *(row for row in large if ".d1." not in row), EMPTY]
 
 
 def parts(row):

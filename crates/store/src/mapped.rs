@@ -189,3 +189,92 @@ mod copy {
         len
     }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    //! A SIGBUS that is none of a copy's business. It ends the process, so each is met in another one: this program, run once more.
+
+    use std::io::Write as _;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::Command;
+
+    use libc::SIGBUS;
+
+    use super::*;
+
+    /// Says how the other process is to end.
+    const ENDING: &str = "SEALVOL_TEST_ENDING";
+
+    /// A file of two pages, mapped, of which the second is gone.
+    fn shortened() -> (std::fs::File, Mapping) {
+        let mut file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+        file.write_all(&[7; 8192]).expect("two pages");
+        let descriptor = OwnedFd::from(file.try_clone().expect("a descriptor"));
+        let mapping = Mapping::of(&descriptor, 8192, true).expect("a mapping");
+        file.set_len(4096).expect("one page");
+        (file, mapping)
+    }
+
+    #[test]
+    fn a_copy_ends_where_a_page_is_missing() {
+        let (_file, mapping) = shortened();
+        for start in [0, 1, 100, 4000, 4095] {
+            let mut buf = [0; 8192];
+            let there = 4096 - start;
+            assert_eq!(mapping.read(start as u64, &mut buf), there);
+            assert!(buf[..there].iter().all(|&byte| byte == 7));
+            assert!(buf[there..].iter().all(|&byte| byte == 0));
+            assert_eq!(mapping.write(start as u64, &[7; 8192]), there);
+        }
+        assert_eq!(mapping.read(4096, &mut [0; 10]), 0);
+        assert_eq!(mapping.read(8192, &mut [0; 10]), 0, "past what is mapped");
+        assert_eq!(mapping.read(u64::MAX, &mut [0; 10]), 0);
+    }
+
+    #[test]
+    fn address_space_is_given_back_and_has_a_bound() {
+        let file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+        file.set_len(12 << 40).expect("a sparse file");
+        let descriptor = OwnedFd::from(file);
+        for _ in 0..3 {
+            let first = Mapping::of(&descriptor, 12 << 40, true).expect("within the bound");
+            assert!(Mapping::of(&descriptor, 12 << 40, true).is_none());
+            drop(first);
+        }
+    }
+
+    /// What the other process does; here it does nothing.
+    #[test]
+    fn ends_as_it_is_told() {
+        let Ok(ending) = std::env::var(ENDING) else {
+            return;
+        };
+        let (_file, mapping) = shortened();
+        assert_eq!(mapping.read(4096, &mut [0; 10]), 0, "the handler is there");
+        if ending == "sent" {
+            // The standard library's handler waits for the fault to come again, so by itself it lets the first one pass.
+            let this = std::process::id().to_string();
+            for _ in 0..2 {
+                let sent = Command::new("kill").args(["-BUS", &this]).status();
+                assert!(sent.is_ok_and(|status| status.success()));
+            }
+        } else {
+            // SAFETY: the page is mapped. It is missing, which is what this is about.
+            let byte = unsafe { mapping.memory.as_ptr().add(5000).read_volatile() };
+            assert_eq!(byte, 0, "unreachable");
+        }
+        std::process::exit(0);
+    }
+
+    #[test]
+    fn a_bus_error_that_no_copy_met_ends_the_process_as_ever() {
+        for ending in ["sent", "met"] {
+            let ended = Command::new(std::env::current_exe().expect("this program"))
+                .args(["--exact", "mapped::tests::ends_as_it_is_told"])
+                .env(ENDING, ending)
+                .output()
+                .expect("this program runs once more");
+            assert_eq!(ended.status.signal(), Some(SIGBUS), "{ending}: {ended:?}");
+        }
+    }
+}

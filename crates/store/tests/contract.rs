@@ -17,15 +17,18 @@ const LEN: u64 = 100_000;
 
 #[derive(Clone, Debug)]
 enum Step {
+    /// With `written`, by the call for ranges that were written: that only says what may be done, not what is found.
     Read {
         offset: u64,
         len: usize,
+        written: bool,
     },
     Write {
         offset: u64,
         len: usize,
         byte: u8,
         durability: Durability,
+        written: bool,
     },
     Punch {
         offset: u64,
@@ -50,9 +53,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     ];
     let durability = prop_oneof![Just(Durability::Volatile), Just(Durability::Durable)];
     let step = prop_oneof![
-        4 => range.clone().prop_map(|(offset, len)| Step::Read { offset, len }),
-        6 => (range.clone(), any::<u8>(), durability)
-            .prop_map(|((offset, len), byte, durability)| Step::Write { offset, len, byte, durability }),
+        4 => (range.clone(), any::<bool>())
+            .prop_map(|((offset, len), written)| Step::Read { offset, len, written }),
+        6 => (range.clone(), any::<u8>(), durability, any::<bool>())
+            .prop_map(|((offset, len), byte, durability, written)| Step::Write { offset, len, byte, durability, written }),
         3 => range.clone().prop_map(|(offset, len)| Step::Punch { offset, len: len as u64 }),
         1 => range.prop_map(|(offset, len)| Step::Allocate { offset, len: len as u64 }),
         1 => (0..20_000u64).prop_map(|by| Step::Grow { by }),
@@ -87,8 +91,17 @@ async fn step_agrees(store: &impl Store, unit: u64, array: &mut Vec<u8>, step: S
         Err(error) => panic!("{error}"),
     };
     match step {
-        Step::Read { offset, len } => {
-            let (buf, result) = store.read_at(IoBuf::for_overwrite(len), offset).await;
+        Step::Read {
+            offset,
+            len,
+            written,
+        } => {
+            let buf = IoBuf::for_overwrite(len);
+            let (buf, result) = if written {
+                store.read_written(buf, offset).await
+            } else {
+                store.read_at(buf, offset).await
+            };
             agree(offset, len as u64, &result);
             if result.is_ok() {
                 assert!(
@@ -102,11 +115,15 @@ async fn step_agrees(store: &impl Store, unit: u64, array: &mut Vec<u8>, step: S
             len,
             byte,
             durability,
+            written,
         } => {
             let bytes = pattern(len, byte);
-            let (buf, result) = store
-                .write_at(IoBuf::copy_of(&bytes), offset, durability)
-                .await;
+            let buf = IoBuf::copy_of(&bytes);
+            let (buf, result) = if written {
+                store.overwrite_at(buf, offset, durability).await
+            } else {
+                store.write_at(buf, offset, durability).await
+            };
             assert!(buf[..] == bytes[..], "the buffer came back changed");
             let is_whole = offset.is_multiple_of(unit) && (len as u64).is_multiple_of(unit);
             if within(offset, len as u64) && !is_whole {

@@ -337,6 +337,10 @@ impl Store for FileStore {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         lock::unlock(&self.fd);
+        if let Some(mapping) = self.mapping.take().flatten() {
+            // Of a large file it takes as long as a million pages take to be let go, and this thread may have others to serve.
+            drop(Arc::new(Lane::default()).run(move || drop(mapping)));
+        }
     }
 }
 

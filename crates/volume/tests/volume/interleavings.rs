@@ -212,7 +212,11 @@ fn a_commit_syncs_and_writes_in_the_order_that_the_format_names() {
         .iter()
         .map(|record| record.operation)
         .collect();
-    assert_eq!(nothing_dirty, [Operation::Sync], "no page of the map changed");
+    assert_eq!(
+        nothing_dirty,
+        [Operation::Sync],
+        "no page of the map changed"
+    );
 }
 
 #[test]
