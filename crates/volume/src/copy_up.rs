@@ -23,7 +23,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sealvol_store::{Durability, IoBuf, Store};
+use sealvol_store::{IoBuf, Store};
 
 use crate::error::{LostStep, VolumeError};
 use crate::geometry::{BLOCK, PAGE_BLOCKS, index};
@@ -430,8 +430,7 @@ async fn copy_run<S: Store>(stack: &Stack<S>, run: &Run) -> Result<(), VolumeErr
         // This may not be a worker that does so after each batch.
         sealvol_crypto::clear_residue();
     }
-    let (written, result) = top.data.write_at(buf, offset, Durability::Volatile).await;
-    result?;
+    let written = top.write_data(buf, offset).await?;
     let (found, result) = top.data.read_at(IoBuf::for_overwrite(len), offset).await;
     result?;
     if found[..] != written[..] {

@@ -2,6 +2,8 @@
 //!
 //! Always:
 //! - a layer is *sealed* (never written, shared by every volume that stands on it) or the *top* of one volume;
+//! - data is written in two functions, which note it for the next commit before whoever wrote it is answered: [`Layer::write_data`]
+//!   and [`Layer::overwrite_data`];
 //! - the superblock is changed under the `head` lock, and in one function: [`Layer::write_head`];
 //! - what a layer is settled with, the digest of its map is under its superblock's MAC, and its map never changes again
 //!   before the layer is opened once more ([`Volume::settle`]).
@@ -13,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use sealvol_crypto::SectorCipher;
-use sealvol_store::Store;
+use sealvol_store::{Durability, IoBuf, Store};
 
 use crate::error::{Loss, LostStep, VolumeError};
 use crate::geometry::BLOCK;
@@ -171,9 +173,35 @@ impl<S: Store> Layer<S> {
             .encrypt_in_place(unit, first / unit.bytes() as u64, bytes);
     }
 
-    /// Data was written: the next commit syncs it. Call it before the write is answered.
-    pub(crate) fn wrote(&self) {
+    /// Writes ciphertext, which the next commit syncs; the buffer comes back.
+    ///
+    /// # Errors
+    ///
+    /// Store errors.
+    pub(crate) async fn write_data(&self, buf: IoBuf, offset: u64) -> Result<IoBuf, VolumeError> {
+        let volatile = Durability::Volatile;
+        let (buf, result) = self.data.write_at(buf, offset, volatile).await;
         self.unsynced.store(true, Ordering::Release);
+        result?;
+        Ok(buf)
+    }
+
+    /// The same over blocks that are data, with the durability that is asked for.
+    ///
+    /// # Errors
+    ///
+    /// Store errors.
+    pub(crate) async fn overwrite_data(
+        &self,
+        buf: IoBuf,
+        offset: u64,
+        durability: Durability,
+    ) -> Result<(), VolumeError> {
+        let (_, result) = self.data.overwrite_at(buf, offset, durability).await;
+        if durability == Durability::Volatile {
+            self.unsynced.store(true, Ordering::Release);
+        }
+        Ok(result?)
     }
 
     /// A commit begins: what was written by now is for its sync.

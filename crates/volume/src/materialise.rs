@@ -13,7 +13,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sealvol_store::{Durability, IoBuf, Store};
+use sealvol_store::{IoBuf, Store};
 
 use crate::error::VolumeError;
 use crate::geometry::{BLOCK, PAGE_BLOCKS, index};
@@ -126,8 +126,7 @@ impl<S: Store> Volume<S> {
             top.encrypt(offset, &mut zeros);
             // This may not be a worker that does so after each batch.
             sealvol_crypto::clear_residue();
-            let (_, result) = top.data.write_at(zeros, offset, Durability::Volatile).await;
-            result?;
+            top.write_data(zeros, offset).await?;
             top.punches.cancel(&blocks);
             top.map.set(&prepared.part(&blocks), BlockState::Data);
             remembered &= top.remember(&blocks, BlockState::Data);

@@ -138,16 +138,12 @@ impl<S: Store> PreparedWrite<S> {
             Durability::Volatile
         };
         let top = &self.stack.top;
-        let written = top.data.overwrite_at(self.bytes, self.offset, durability);
-        let (_, result) = written.await;
-        if !durable {
-            top.wrote();
-        }
-        match result {
+        let written = top.overwrite_data(self.bytes, self.offset, durability);
+        match written.await {
             Ok(()) => Ok(Ok(durable)),
             // The kernel may have reported with it that an earlier write is lost.
-            Err(cause) if durable => Err(volume.lose(top, LostStep::DataSync, &cause.into()).await),
-            Err(cause) => Err(cause.into()),
+            Err(cause) if durable => Err(volume.lose(top, LostStep::DataSync, &cause).await),
+            Err(cause) => Err(cause),
         }
     }
 
@@ -166,9 +162,7 @@ impl<S: Store> PreparedWrite<S> {
         let stack = Arc::clone(&self.stack);
         let top = &stack.top;
         let (offset, bytes) = self.complete(&runs).await?;
-        let (_, result) = top.data.write_at(bytes, offset, Durability::Volatile).await;
-        result?;
-        top.wrote();
+        top.write_data(bytes, offset).await?;
         if !runs.all(BlockState::Data) {
             top.punches.cancel(&blocks);
             top.map.set(prepared, BlockState::Data);
