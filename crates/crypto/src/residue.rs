@@ -13,7 +13,7 @@
 //!
 //! What always holds: a closure given to [`with_cleared_residue`] returns nothing secret, and a
 //! panic in it clears all the same. Key set-up and MAC calls clear at once. Cipher calls leave the registers
-//! to the worker, which calls [`clear_residue`] once per batch, before it sleeps or blocks; on the stack
+//! to the worker, which calls [`clear_residue`] before it sleeps; on the stack
 //! they leave no round key: the next value that is made there and moved to the heap would take it along, in
 //! the bytes that it does not use.
 //!
@@ -28,8 +28,8 @@ const BURN_BYTES: usize = 16 * 1024;
 
 /// Overwrites 16 KiB of stack below the caller and every register that a callee may change.
 ///
-/// A worker calls it after a batch, before it sleeps or blocks. It costs 100 to 300 ns, as much as
-/// the encryption of one to three KiB: too much for each request of a batch, little for a sleep.
+/// A worker calls it before it sleeps. It costs 100 to 300 ns, as much as the encryption of one to
+/// three KiB: too much for each request, little for a sleep.
 #[inline(never)]
 pub fn clear_residue() {
     burn_stack();

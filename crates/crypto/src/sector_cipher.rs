@@ -1,8 +1,8 @@
 //! A volume key at work: sector encryption and the MACs over the volume's own metadata.
 //!
 //! All that is secret (720 bytes of round keys, two MAC keys) lies in one slot and is wiped with it.
-//! Cipher calls leave round keys in registers of the calling thread; a worker clears them once per batch
-//! with [`clear_residue`](crate::clear_residue), before it sleeps or blocks. On the stack they leave none, and
+//! Cipher calls leave round keys in registers of the calling thread; a worker clears them
+//! with [`clear_residue`](crate::clear_residue) before it sleeps. On the stack they leave none, and
 //! MAC calls clear up at once: what either left there was seen to reach the heap before their caller
 //! cleared, in the unused bytes of values that were moved there.
 //!

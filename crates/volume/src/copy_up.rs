@@ -427,7 +427,7 @@ async fn copy_run<S: Store>(stack: &Stack<S>, run: &Run) -> Result<(), VolumeErr
     if !Arc::ptr_eq(&source.cipher, &top.cipher) {
         source.decrypt(offset, &mut buf);
         top.encrypt(offset, &mut buf);
-        // This may not be a worker that does so after each batch.
+        // This may not be a worker, which does so before it sleeps.
         sealvol_crypto::clear_residue();
     }
     let written = top.write_data(buf, offset).await?;

@@ -124,7 +124,7 @@ impl<S: Store> Volume<S> {
             let offset = run.first * BLOCK;
             let mut zeros = IoBuf::zeroed(index(run.blocks * BLOCK));
             top.encrypt(offset, &mut zeros);
-            // This may not be a worker that does so after each batch.
+            // This may not be a worker, which does so before it sleeps.
             sealvol_crypto::clear_residue();
             top.write_data(zeros, offset).await?;
             top.punches.cancel(&blocks);
