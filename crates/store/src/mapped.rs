@@ -274,7 +274,10 @@ mod tests {
                 .env(ENDING, ending)
                 .output()
                 .expect("this program runs once more");
-            assert_eq!(ended.status.signal(), Some(SIGBUS), "{ending}: {ended:?}");
+            // By the signal; under the address sanitizer by its own handler, which then is the one from before.
+            let status = ended.status;
+            let as_ever = status.signal() == Some(SIGBUS) || status.code() == Some(1);
+            assert!(as_ever, "{ending}: {ended:?}");
         }
     }
 }
