@@ -32,6 +32,8 @@
 //! # What always holds
 //!
 //! * The crate is given ciphertext and cannot see a key.
+//! * The first file of a memory file system that holds data installs a handler of SIGBUS for the process; what is not
+//!   about such a file, the handler from before gets.
 //! * No future of it needs a particular executor. On the inline path it is ready when first
 //!   polled and allocates nothing; otherwise threads of this crate complete it.
 //! * A buffer is owned by the operation from call to completion and then comes back, also with an

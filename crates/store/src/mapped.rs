@@ -30,9 +30,13 @@ static MAPPED: AtomicU64 = AtomicU64::new(0);
 /// A whole file as it was long when it was mapped.
 pub(crate) struct Mapping {
     memory: MmapRaw,
+    writable: bool,
 }
 
 impl Mapping {
+    /// Whether there is a copy for this kind of processor.
+    pub(crate) const ARE_POSSIBLE: bool = cfg!(target_arch = "x86_64");
+
     /// Maps the first `len` bytes of a file, for reading, and for writing if `writable`. Nothing if that can't be had: a
     /// processor for which there is no copy here, an empty file, no address space.
     pub(crate) fn of(file: &OwnedFd, len: u64, writable: bool) -> Option<Self> {
@@ -58,7 +62,7 @@ impl Mapping {
         };
         // A core dump would write the volume out again; and it is only ciphertext, so a refusal does no harm.
         let _ = memory.advise(Advice::DontDump);
-        Some(Self { memory })
+        Some(Self { memory, writable })
     }
 
     /// Copies from `offset` into the front of `buf`; how many bytes.
@@ -71,12 +75,12 @@ impl Mapping {
         len - unsafe { copy::copy(buf.as_mut_ptr(), at, 0, len) }
     }
 
-    /// Copies the front of `buf` to `offset`; how many bytes. The file is mapped for writing.
+    /// Copies the front of `buf` to `offset`; how many bytes: none if it is not mapped for writing.
     pub(crate) fn write(&self, offset: u64, buf: &[u8]) -> usize {
-        let Some((at, len)) = self.part(offset, buf.len()) else {
+        let Some((at, len)) = self.part(offset, buf.len()).filter(|_| self.writable) else {
             return 0;
         };
-        // SAFETY: as in `read`, the other way round; a mapping for reading alone would be a SIGSEGV.
+        // SAFETY: as in `read`, the other way round, and what is mapped may be written.
         len - unsafe { copy::copy(at, buf.as_ptr(), 0, len) }
     }
 
@@ -229,6 +233,17 @@ mod tests {
         assert_eq!(mapping.read(4096, &mut [0; 10]), 0);
         assert_eq!(mapping.read(8192, &mut [0; 10]), 0, "past what is mapped");
         assert_eq!(mapping.read(u64::MAX, &mut [0; 10]), 0);
+    }
+
+    #[test]
+    fn what_is_mapped_for_reading_is_never_written() {
+        let mut file = tempfile::tempfile_in("/dev/shm").expect("a file in memory");
+        file.write_all(&[7; 4096]).expect("a page");
+        let mapping = Mapping::of(&OwnedFd::from(file), 4096, false).expect("a mapping");
+        assert_eq!(mapping.write(0, &[8; 100]), 0);
+        let mut buf = [0; 100];
+        assert_eq!(mapping.read(0, &mut buf), 100);
+        assert_eq!(buf, [7; 100]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The one file of this crate with `unsafe`: what a kernel queue (io_uring) is given, and the extent-size hint.
+//! What a kernel queue (io_uring) is given, and the extent-size hint. Beside `mapped.rs` the one file of this crate with `unsafe`.
 //!
 //! What always holds: a buffer that was pushed belongs to the [`Queue`] until its completion was
 //! reaped, and so does the file: nobody else can read, write, move or free that memory meanwhile,

@@ -203,7 +203,7 @@ fn a_file_says_how_it_is_reached() {
     let folder = memory_folder();
     let directory = FileDirectory::open(folder.path()).unwrap();
     let store = block_on(directory.create("data", 4096)).unwrap();
-    assert_eq!(store.access(), "plain calls inline (memory file system)");
+    assert_eq!(store.access(), device::IN_MEMORY);
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn what_need_not_wait_is_ready_at_once() {
     for folder in [memory_folder(), disk_folder()] {
         let directory = FileDirectory::open(folder.path()).unwrap();
         let store = block_on(directory.create("data", MIB)).unwrap();
-        let in_memory = store.access() == "plain calls inline (memory file system)";
+        let in_memory = store.access() == device::IN_MEMORY;
         if !in_memory && !store.access().contains("cached reads and writes inline") {
             writeln!(
                 std::io::stderr(),

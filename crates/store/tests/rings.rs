@@ -304,7 +304,7 @@ fn direct_writes_of_less_than_a_unit_are_refused_and_write_nothing() {
 #[test]
 fn the_way_a_file_is_reached_is_told_in_words() {
     let words: Vec<_> = stores(1).iter().map(|(_, store)| store.access()).collect();
-    assert_eq!(words[0], "plain calls inline (memory file system)");
+    assert_eq!(words[0], device::IN_MEMORY);
     assert!(
         words[1].starts_with("page cache: cached reads and writes inline"),
         "{}",

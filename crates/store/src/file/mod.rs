@@ -1,7 +1,7 @@
 //! Files and block devices of this host.
 //!
 //! How one is best reached depends on what it is ([`medium`]); every system call is made by
-//! [`transfer`] or here. What may block is done on threads of this crate, never by the caller:
+//! [`transfer`] or here, and data in memory is reached without one ([`mapped`](crate::mapped)). What may block is done on threads of this crate, never by the caller:
 //! sync, punch, allocate and grow always, reads that miss the page cache, writes where the kernel
 //! may hold the writer back.
 //!
@@ -295,7 +295,7 @@ impl Store for FileStore {
     }
 
     async fn sync(&self) -> Result<(), StoreError> {
-        if self.file.medium.sync_does_nothing {
+        if self.file.medium.is_memory {
             return Ok(());
         }
         self.off_thread(OpenFile::sync).await
@@ -326,7 +326,7 @@ impl Store for FileStore {
     }
 
     async fn discard_cache(&self) -> Result<(), StoreError> {
-        if self.file.medium.sync_does_nothing {
+        if self.file.medium.is_memory {
             return Ok(());
         }
         self.off_thread(OpenFile::discard_cache).await
@@ -380,7 +380,7 @@ impl OpenFile {
 
     /// The mapping by which it is reached where it holds data, if it is pages in memory anyway.
     fn mapping(&self) -> Option<&Mapping> {
-        if !self.medium.mapped {
+        if !self.medium.is_memory {
             return None;
         }
         let map = || {
@@ -447,7 +447,7 @@ impl OpenFile {
         durability: Durability,
     ) -> Result<(), StoreError> {
         let (rest, len) = (&buf[done..], buf.len() as u64);
-        let durable = durability == Durability::Durable && !self.medium.sync_does_nothing;
+        let durable = durability == Durability::Durable && !self.medium.is_memory;
         if !durable {
             // Counted before, and also if it fails: a part may have been written.
             self.unsynced

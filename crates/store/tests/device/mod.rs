@@ -9,6 +9,14 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+/// How a store says that it is reached which lies on a memory file system.
+#[allow(dead_code, reason = "not every test file looks at it")]
+pub(crate) const IN_MEMORY: &str = if cfg!(target_arch = "x86_64") {
+    "mapped where it holds data, else plain calls inline (memory file system)"
+} else {
+    "plain calls inline (memory file system)"
+};
+
 /// A folder on tmpfs.
 pub(crate) fn memory_folder() -> TempDir {
     TempDir::new_in("/dev/shm").expect("/dev/shm is there on every Linux")

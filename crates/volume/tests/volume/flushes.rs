@@ -26,6 +26,13 @@ fn machine() -> (Machine, Arc<Volume<Disk>>) {
     (machine, volume)
 }
 
+/// Cuts the power and opens what is there then.
+fn after_a_power_cut(machine: &mut Machine, volume: Arc<Volume<Disk>>) -> Arc<Volume<Disk>> {
+    drop(volume);
+    machine.restart();
+    machine.open().unwrap()
+}
+
 /// Operations of the disk since the journal was last forgotten.
 fn operations(machine: &Machine, operation: Operation) -> usize {
     let journal = machine.disk.journal();
@@ -84,9 +91,7 @@ fn every_kind_of_change_is_brought_to_disk_by_the_next_flush() {
         machine.disk.forget_journal();
         machine.flush(&volume).unwrap();
         assert_ne!(operations(&machine, Operation::Sync), 0, "who {what}");
-        drop(volume);
-        machine.restart();
-        let volume = machine.open().unwrap();
+        let volume = after_a_power_cut(&mut machine, volume);
         assert!(all(&mut machine, &volume) == before, "who {what}");
     }
 }
@@ -105,9 +110,7 @@ fn what_was_overwritten_during_a_sync_is_for_the_next_flush() {
     machine.disk.forget_journal();
     machine.flush(&volume).unwrap();
     assert_eq!(operations(&machine, Operation::Sync), 1);
-    drop(volume);
-    machine.restart();
-    let volume = machine.open().unwrap();
+    let volume = after_a_power_cut(&mut machine, volume);
     assert_eq!(machine.read(&volume, 4096, 4096).unwrap(), block(3));
 }
 
@@ -119,9 +122,7 @@ fn the_first_flush_brings_to_disk_what_a_process_that_died_had_overwritten() {
     machine.kill();
     let volume = machine.open().unwrap();
     machine.flush(&volume).unwrap();
-    drop(volume);
-    machine.restart();
-    let volume = machine.open().unwrap();
+    let volume = after_a_power_cut(&mut machine, volume);
     assert_eq!(machine.read(&volume, 0, 4096).unwrap(), block(2));
 }
 
